@@ -1,0 +1,18 @@
+"""Fused kernels for the stochastic step of hierarchical VAEs."""
+
+from ladder_kernels.backends.select import use_backend
+from ladder_kernels.block import NormalStochasticBlock
+from ladder_kernels.functional import SampleKL, normal_sample, normal_sample_kl
+from ladder_kernels.patch import patch_model, unpatch_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NormalStochasticBlock",
+    "SampleKL",
+    "normal_sample",
+    "normal_sample_kl",
+    "patch_model",
+    "unpatch_model",
+    "use_backend",
+]

@@ -1,0 +1,70 @@
+"""The contract between autograd and the backends: what a step is told, what it returns.
+
+Every backend is a module with these names:
+
+- `NAME`: its public name.
+- `unavailable() -> str | None`: why it cannot run in this process, or None.
+- `unsupported(q, p, source) -> str | None`: why it cannot take these tensors, or None.
+- `forward(q, p, source, step) -> StepOutputs`
+- `backward(q, p, source, step, grads, needs) -> (grad_q, grad_p, grad_latent)`, an entry per `needs` or None.
+- `sample(q, source, step) -> z`: forward's z and nothing else.
+
+`q` and `p` are packed parameters, mean first, log-variance second along channels: (B, 2C, *S), S of 1 to 3
+dims, any strides; `p` may have batch 1, or be None for N(0, I). `source` is what `step.draw` says.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """Everything about one call that is not a tensor."""
+
+    draw: Literal["noise", "seed", "latent", "mode"]
+    """What `source` holds: standard normal noise (B, C, *S); an int64 Philox seed (one element);
+    a given z (B, C, *S); or nothing, and z is the mean."""
+    analytical: bool = False
+    """KL in closed form, or the one-sample Monte-Carlo estimate at z."""
+    stable: bool = True
+    """Variance map: `exp(l) if l <= 0 else 1 + l`, plus 1e-6; or plain `exp(l)`."""
+    logvar_max: float | None = None
+    """Upper clamp of the raw log-variances."""
+    temperature: float = 1.0
+    """Factor on the noise: z = mean + temperature * std * eps."""
+    window: tuple[int, int, int, int] | None = None
+    """Rows [start, stop) and columns [start, stop) of the restricted KL; None where it is the whole latent."""
+    elementwise: bool = False
+    """Whether the KL of every element is returned."""
+
+
+class StepOutputs(NamedTuple):
+    """Sums are float32, float64 for float64 inputs. Entries not asked for are None."""
+
+    z: Tensor | None  # (B, C, *S), q's dtype; None where the latent was given
+    kl_samplewise: Tensor  # (B,)
+    kl_restricted: Tensor | None  # (B,); None where the window is None
+    kl_channelwise: Tensor  # (B, C)
+    kl_spatial: Tensor  # (B, *S)
+    logprob_q: Tensor  # (B,)
+    qvar_max: Tensor  # (), not differentiable
+    kl_elementwise: Tensor | None  # (B, C, *S)
+
+
+class StepGrads(NamedTuple):
+    """Gradients that arrive at `StepOutputs`, in its order; None where nobody used the output."""
+
+    z: Tensor | None = None
+    kl_samplewise: Tensor | None = None
+    kl_restricted: Tensor | None = None
+    kl_channelwise: Tensor | None = None
+    kl_spatial: Tensor | None = None
+    logprob_q: Tensor | None = None
+    qvar_max: None = None
+    kl_elementwise: Tensor | None = None
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is; else float32, also for 16-bit inputs."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

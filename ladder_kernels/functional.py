@@ -1,0 +1,194 @@
+"""The public functions: arguments are checked, the noise is chosen, the backend is called."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ladder_kernels.autograd import NormalSample, NormalSampleKL
+from ladder_kernels.backends.select import choose
+from ladder_kernels.backends.step import Step, compute_dtype
+from ladder_kernels.geometry import latent_shape, restricted_window
+from ladder_kernels.noise import draw_noise, draw_seed
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class SampleKL(NamedTuple):
+    """What `normal_sample_kl` returns. Sums are float32, float64 for float64 inputs."""
+
+    z: Tensor
+    """The sample, the mode or the given latent (B, C, *S), in q's dtype (a given latent in its own)."""
+    kl_samplewise: Tensor
+    """KL summed over the latent (B,), in nats."""
+    kl_samplewise_restricted: Tensor
+    """KL summed over all channels and the centred window of `vanilla_latent_hw` (B,)."""
+    kl_channelwise: Tensor
+    """KL summed over space (B, C)."""
+    kl_spatial: Tensor
+    """KL summed over channels (B, *S)."""
+    logprob_q: Tensor
+    """log q(z), summed over the latent (B,)."""
+    qvar_max: Tensor
+    """The largest log-variance of q (), without a gradient. -inf for an empty batch."""
+    kl_elementwise: Tensor | None
+    """The KL of every element (B, C, *S), or None if it was not asked for."""
+
+
+def normal_sample_kl(
+    q_params: Tensor,
+    p_params: Tensor | None,
+    *,
+    analytical_kl: bool = False,
+    logvar_max: float | None = None,
+    stable: bool = True,
+    noise: Tensor | None = None,
+    latent: Tensor | None = None,
+    seed: Tensor | int | None = None,
+    mode: bool = False,
+    temperature: float = 1.0,
+    vanilla_latent_hw: int | None = None,
+    elementwise: bool = False,
+) -> SampleKL:
+    """Sample z ~ q and compute KL(q || p) with all its reductions, in one pass forward and one backward.
+
+    Parameters
+    ----------
+    q_params
+        Raw parameters of q, packed (B, 2C, *S): means, then log-variances. float16, bfloat16, float32 or float64;
+        S has 1 to 3 dims; any strides.
+    p_params
+        The same of the prior p, with batch B or 1 (broadcast). None is the standard normal N(0, I).
+    analytical_kl
+        Closed form, `1/2 [vq/vp + (qm - pm)^2/vp - 1 - log(vq/vp)]`; else the one-sample Monte-Carlo estimate
+        `log q(z) - log p(z)`, whose gradient includes the score term.
+    logvar_max
+        Upper clamp of both log-variances. Beyond it their gradient is 0.
+    stable
+        Variance `exp(l) if l <= 0 else 1 + l`, plus 1e-6; False: `exp(l)`.
+    noise, latent, seed, mode
+        Where z comes from; at most one of them. `noise` (B, C, *S): z = mean + temperature * std * noise.
+        `latent` (B, C, *S): it is z. `seed`: Philox noise of an int64 tensor with one element, on q's device (an int
+        is copied there): the same z on every backend. `mode`: z is the mean. None of them: fresh noise, from torch's
+        generator on a CPU, else from Philox with a seed that torch's generator draws.
+    temperature
+        Factor on the noise. The KL stays that of q and p, at the z drawn.
+    vanilla_latent_hw
+        Side of the centred window in the last two dims for `kl_samplewise_restricted`. None: the whole latent.
+    elementwise
+        Whether to return `kl_elementwise`.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, several sources of z, tensors on several devices.
+    TypeError
+        A dtype that is not one of the four.
+    BackendUnavailableError
+        A backend forced by `use_backend` that cannot take these tensors.
+    """
+    _check_packed(q_params, "q_params")
+    if p_params is not None:
+        _check_packed(p_params, "p_params")
+        _check_prior(p_params, q_params)
+    draw, source = _source(q_params, noise=noise, latent=latent, seed=seed, mode=mode)
+    window = restricted_window(q_params.shape[2:], vanilla_latent_hw)
+    step = Step(draw, analytical_kl, stable, logvar_max, temperature, window, elementwise)
+    backend = choose(q_params, p_params, source)
+    z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = NormalSampleKL.apply(
+        q_params, p_params, source, step, backend
+    )
+    return SampleKL(
+        z=source if latent is not None else z,
+        kl_samplewise=samplewise,
+        kl_samplewise_restricted=samplewise if restricted is None else restricted,
+        kl_channelwise=channelwise,
+        kl_spatial=spatial,
+        logprob_q=logprob_q,
+        qvar_max=qvar_max,
+        kl_elementwise=kl,
+    )
+
+
+def normal_sample(
+    params: Tensor,
+    *,
+    logvar_max: float | None = None,
+    stable: bool = True,
+    noise: Tensor | None = None,
+    seed: Tensor | int | None = None,
+    mode: bool = False,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Sample z (B, C, *S) from packed parameters (B, 2C, *S): prediction and prior sampling, two reads, one write.
+
+    The arguments are those of `normal_sample_kl`, and so are the errors.
+    """
+    _check_packed(params, "params")
+    draw, source = _source(params, noise=noise, latent=None, seed=seed, mode=mode)
+    step = Step(draw, stable=stable, logvar_max=logvar_max, temperature=temperature)
+    return NormalSample.apply(params, source, step, choose(params, None, source))
+
+
+def _check_packed(packed: Tensor, name: str) -> None:
+    if packed.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {packed.dtype}")
+    if not 3 <= packed.dim() <= 5:
+        raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(packed.shape)}")
+    if packed.shape[1] % 2 or packed.shape[1] == 0:
+        raise ValueError(f"{name} packs means and log-variances, so its channels are even; got {tuple(packed.shape)}")
+
+
+def _check_prior(p: Tensor, q: Tensor) -> None:
+    if p.shape[1:] != q.shape[1:] or p.shape[0] not in (1, q.shape[0]):
+        raise ValueError(
+            f"p_params must have q_params' shape, or batch 1; got p_params {tuple(p.shape)}, q_params {tuple(q.shape)}"
+        )
+    _check_device(p, "p_params", q)
+
+
+def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
+    if tensor.device != packed.device:
+        raise ValueError(f"{name} is on {tensor.device}, the parameters are on {packed.device}")
+
+
+def _source(
+    packed: Tensor, *, noise: Tensor | None, latent: Tensor | None, seed: Tensor | int | None, mode: bool
+) -> tuple[Any, Tensor | None]:
+    """`Step.draw` and its tensor."""
+    given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
+    given += ["mode"] if mode else []
+    if len(given) > 1:
+        raise ValueError(f"z has one source: give at most one of noise, latent, seed, mode; got {', '.join(given)}")
+    if mode:
+        return "mode", None
+    if seed is not None:
+        return "seed", _seed_tensor(seed, packed)
+    shape = latent_shape(packed)
+    for name, tensor in (("noise", noise), ("latent", latent)):
+        if tensor is not None:
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"{name} must have the latent's shape {tuple(shape)} (parameters {tuple(packed.shape)}), "
+                    f"got {tuple(tensor.shape)}"
+                )
+            if tensor.dtype not in DTYPES:
+                raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+            _check_device(tensor, name, packed)
+            if name == "noise" and tensor.requires_grad:
+                raise ValueError("noise is a constant and gets no gradient: detach it")
+            return name, tensor
+    if packed.device.type == "cpu":
+        return "noise", draw_noise(shape, compute_dtype(packed), packed.device)
+    return "seed", draw_seed(packed.device)
+
+
+def _seed_tensor(seed: Tensor | int, packed: Tensor) -> Tensor:
+    if isinstance(seed, int):
+        return torch.tensor(seed, dtype=torch.int64, device=packed.device)
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise ValueError(
+            f"seed must be one int64 element, got {seed.numel()} of {seed.dtype} with shape {tuple(seed.shape)}"
+        )
+    _check_device(seed, "seed", packed)
+    return seed

@@ -1,0 +1,79 @@
+"""Shapes: layouts, crops and the restricted window. Pure index arithmetic, no tensor is copied but in `dense_as`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(packed: Tensor) -> bool:
+    """Whether channels are the contiguous dimension of a packed (B, 2C, *S), in any number of dims."""
+    return packed.stride(1) == 1 and packed.shape[2:].numel() > 1
+
+
+def latent_shape(packed: Tensor) -> torch.Size:
+    """(B, C, *S) of the latent that a packed (B, 2C, *S) describes."""
+    return torch.Size((packed.shape[0], packed.shape[1] // 2, *packed.shape[2:]))
+
+
+def view_in_memory_order(flat: Tensor, packed: Tensor) -> Tensor:
+    """A flat vector, one value per latent, as (B, C, *S) in the memory layout of `packed`."""
+    batch, channels, *spatial = latent_shape(packed)
+    if is_channels_last(packed):
+        return flat.view(batch, *spatial, channels).movedim(-1, 1)
+    return flat.view(batch, channels, *spatial)
+
+
+def dense_as(latent: Tensor, packed: Tensor) -> Tensor:
+    """`latent` (B, C, *S) dense in the memory layout of `packed`; copied only if it is not so already."""
+    if is_channels_last(packed):
+        return latent.movedim(1, -1).contiguous().movedim(-1, 1)
+    return latent.contiguous()
+
+
+def restricted_window(spatial: Sequence[int], vanilla_latent_hw: int | None) -> tuple[int, int, int, int] | None:
+    """The centred window of the last two dims whose KL counts: rows [start, stop), columns [start, stop).
+
+    Each dim loses `max(0, (size - vanilla_latent_hw) // 2)` on both sides. None if nothing is cut off.
+    A single spatial dim counts as columns of one row.
+    """
+    if vanilla_latent_hw is None:
+        return None
+    rows, columns = spatial[-2:] if len(spatial) > 1 else (1, *spatial)
+    pad_rows = max(0, (rows - vanilla_latent_hw) // 2)
+    pad_columns = max(0, (columns - vanilla_latent_hw) // 2)
+    if pad_rows == 0 and pad_columns == 0:
+        return None
+    return pad_rows, rows - pad_rows, pad_columns, columns - pad_columns
+
+
+def windowed(latent: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    """That window of a latent (B, C, *S), as a view."""
+    row, row_end, column, column_end = window
+    latent = latent[..., column:column_end]
+    return latent[..., row:row_end, :] if latent.dim() > 3 else latent
+
+
+def even_spatial(spatial: Sequence[int]) -> tuple[int, ...]:
+    """The sizes after upstream's odd-size crop: an odd last dim makes the last two dims even. Size 1 is kept."""
+    if spatial[-1] % 2 == 0 or spatial[-1] == 1:
+        return tuple(spatial)
+    kept, cropped = spatial[:-2], spatial[-2:]
+    return (*kept, *(size - size % 2 if size > 1 else size for size in cropped))
+
+
+def crop(tensor: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """A view of the spatial box that begins at `starts` and spans `sizes`; `tensor` itself if that is all of it."""
+    for dim, (start, size) in enumerate(zip(starts, sizes, strict=True), start=2):
+        if size != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, start, size)
+    return tensor
+
+
+def center_crop(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The centred box of spatial `sizes`, as a view. Raises ValueError if the tensor is smaller."""
+    spatial = tensor.shape[2:]
+    if len(sizes) != len(spatial) or any(have < want for have, want in zip(spatial, sizes, strict=True)):
+        raise ValueError(f"cannot crop spatial sizes {tuple(spatial)} to {tuple(sizes)}")
+    starts = [(have - want) // 2 for have, want in zip(spatial, sizes, strict=True)]
+    return crop(tensor, starts, sizes)

@@ -1,0 +1,77 @@
+"""`python -m ladder_kernels.info [--json]`: versions, devices, and every backend with its reason not to run."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Any
+
+import torch
+
+import ladder_kernels
+from ladder_kernels.backends import select
+
+ENVIRONMENT_VARIABLES = (
+    select.ENVIRONMENT_VARIABLE,
+    "TRITON_INTERPRET",
+    "TRITON_CACHE_DIR",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "TORCH_CUDA_ARCH_LIST",
+)
+
+
+def collect() -> dict[str, Any]:
+    """Everything that a bug report needs, as plain values."""
+    return {
+        "versions": {
+            "ladder_kernels": ladder_kernels.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "cuda (of torch)": torch.version.cuda,
+            "triton": _version("triton"),
+            "careamics": _version("careamics"),
+        },
+        "devices": _devices(),
+        "backends": {name: select.reason_unavailable(name) or "usable" for name in select.NAMES},
+        "environment": {name: os.environ[name] for name in ENVIRONMENT_VARIABLES if name in os.environ},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, str]:
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"sm_{properties.major}{properties.minor}"
+        devices[f"cuda:{index}"] = f"{properties.name}, {capability}, {properties.total_memory >> 30} GiB"
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    return devices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ladder_kernels.info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    report = collect()
+    if parser.parse_args().json:
+        print(json.dumps(report, indent=2))
+        return
+    for section, entries in report.items():
+        print(section)
+        for name, value in entries.items():
+            print(f"  {name}: {'not installed' if value is None else value}")
+        if not entries:
+            print("  none set")
+
+
+if __name__ == "__main__":
+    main()

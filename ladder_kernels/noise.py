@@ -1,0 +1,63 @@
+"""Standard normal noise: torch's generator, or Philox4x32-10 from a seed that lives on the device.
+
+Philox is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+Element i of a latent, in memory order, takes lane i % 4 of the block with key = seed and counter i // 4, so a sample
+depends on the seed alone: not on the backend, the block size or the launch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def draw_noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws."""
+    return torch.randn(shape, dtype=dtype, device=device)
+
+
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 of four counter words and two key words: int64 tensors that hold 32-bit values."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # The low 64 bits of the product are exact although int64 overflows; the mask undoes the sign.
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        high0, low0 = (product0 >> 32) & _MASK, product0 & _MASK
+        high1, low1 = (product1 >> 32) & _MASK, product1 & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + KEY_INCREMENTS[0]) & _MASK, (k1 + KEY_INCREMENTS[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def box_muller(word1: Tensor, word2: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two normals from two 32-bit words: r cos(2 pi u2), r sin(2 pi u2) with r = sqrt(-2 ln u1).
+
+    u = (word + 1/2) / 2^32 is never 0, and in float32 at most 1, so |normal| <= 6.77.
+    """
+    u1, u2 = (word.to(dtype) * 2.0**-32 + 2.0**-33 for word in (word1, word2))
+    radius = torch.sqrt(-2.0 * torch.log(u1))
+    angle = (2.0 * math.pi) * u2
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def philox_normal(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """`count` standard normals (count,) of `seed` (int64, one element), computed in float32 or float64."""
+    seed = seed.reshape(())
+    group = torch.arange((count + 3) // 4, dtype=torch.int64, device=seed.device)
+    zero = torch.zeros((), dtype=torch.int64, device=seed.device)
+    words = philox4x32((group & _MASK, group >> 32, zero, zero), (seed & _MASK, (seed >> 32) & _MASK))
+    lanes = (*box_muller(words[0], words[1], dtype), *box_muller(words[2], words[3], dtype))
+    return torch.stack(lanes, dim=-1).flatten()[:count]

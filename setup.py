@@ -1,0 +1,5 @@
+"""Build script: metadata lives in pyproject.toml; the default build compiles nothing."""
+
+from setuptools import setup
+
+setup()
