@@ -31,7 +31,7 @@ class NormalSampleKL(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+    def backward(ctx: Any, *grads: Any) -> Tensors:
         q, p, source = ctx.saved_tensors
         if torch.is_grad_enabled():
             found = _differentiable_gradients(torch_backend.forward, (q, p, source), ctx.step, grads)
@@ -66,13 +66,13 @@ def _sample_outputs(q: Tensor, source: Tensor | None, step: Step) -> Tensors:
 
 
 def _differentiable_gradients(
-    plain_forward: Callable[..., Tensors], inputs: Tensors, step: Step, grads: Tensors
+    plain_forward: Callable[..., Tensors], inputs: tuple[Any, ...], step: Step, grads: tuple[Any, ...]
 ) -> Tensors:
     """The gradients under `create_graph=True`: autograd of the plain formula, whatever the backend."""
     # Fresh aliases, so that a p computed from q does not count q's gradient twice.
     aliases = [None if x is None else x.view_as(x) for x in inputs]
     outputs = plain_forward(*aliases, step)
-    used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+    used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out is not None and grad is not None]
     wanted = [x for x in aliases if x is not None and x.requires_grad]
     found = iter(
         torch.autograd.grad(

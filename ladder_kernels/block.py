@@ -163,8 +163,7 @@ class NormalStochasticBlock(ComposedStep):
     def sample_from_q(self, q_params: Tensor, var_clip_max: float | None) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            _, _, q = self.process_q_params(q_params, var_clip_max)
-            return self._sample(q)
+            return self._sample(self.process_q_params(q_params, var_clip_max)[2])
         q = self._packed_q(q_params)
         return normal_sample(q, **self._source(q, None), **self._variance_map(var_clip_max))
 
@@ -188,7 +187,7 @@ class NormalStochasticBlock(ComposedStep):
             **variance_map,
         )
         metrics = step()
-        data = LazyDict.fromkeys(DATA_KEYS)
+        data = LazyDict(dict.fromkeys(DATA_KEYS))
         for key in ("z", *KL_KEYS[1:], "logprob_q", "qvar_max"):
             data[key] = getattr(metrics, key)
         data.defer("kl_elementwise", lambda: step(elementwise=True).kl_elementwise)
@@ -202,7 +201,7 @@ class NormalStochasticBlock(ComposedStep):
         self._validate(call, q)
         z = self._draw_z(q, call)
         variance_map = self._variance_map(call.var_clip_max)
-        data = LazyDict.fromkeys(DATA_KEYS)
+        data = LazyDict(dict.fromkeys(DATA_KEYS))
         data["z"] = z
         data.defer("p_params", lambda: self._shown_p(self._packed_p(p_params), call))
         data.defer("q_params", lambda: self._parameter_pair(q, call.var_clip_max))
@@ -214,9 +213,9 @@ class NormalStochasticBlock(ComposedStep):
         """Generation: z from p; no q and no KL."""
         p = self._packed_p(p_params)
         self._validate(call, p)
-        data = LazyDict.fromkeys(DATA_KEYS)
-        data["z"] = self._draw_z(p, call)
-        data["qvar_max"] = data["z"].new_zeros(())
+        data = LazyDict(dict.fromkeys(DATA_KEYS))
+        data["z"] = z = self._draw_z(p, call)
+        data["qvar_max"] = z.new_zeros(())
         data.defer("p_params", lambda: self._shown_p(p, call))
         return data
 

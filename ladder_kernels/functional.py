@@ -95,11 +95,10 @@ def normal_sample_kl(
     window = restricted_window(q_params.shape[2:], vanilla_latent_hw)
     step = Step(draw, analytical_kl, stable, logvar_max, temperature, window, elementwise)
     backend = choose(q_params, p_params, source)
-    z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = NormalSampleKL.apply(
-        q_params, p_params, source, step, backend
-    )
+    outputs: Any = NormalSampleKL.apply(q_params, p_params, source, step, backend)
+    z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = outputs
     return SampleKL(
-        z=source if latent is not None else z,
+        z=z if latent is None else latent,
         kl_samplewise=samplewise,
         kl_samplewise_restricted=samplewise if restricted is None else restricted,
         kl_channelwise=channelwise,

@@ -70,17 +70,17 @@ class LazyDict(dict[str, Any]):
     def copy(self) -> dict[str, Any]:
         return dict(self)
 
-    def __or__(self, other: Any) -> dict[str, Any]:
+    def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
-    def __ror__(self, other: Any) -> dict[str, Any]:
+    def __ror__(self, other: Any) -> Any:
         return other | dict(self)
 
     def __eq__(self, other: object) -> bool:
         self._compute_all()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]  # a dict is not hashable
+    __hash__ = None  # like any dict
 
     def __repr__(self) -> str:
         return repr(dict(self))

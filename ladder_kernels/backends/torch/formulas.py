@@ -70,7 +70,7 @@ def log_variance_slope(gaussian: Gaussian, stable: bool) -> Tensor | float:
 
 
 class VarianceRatio(NamedTuple):
-    """vq / vp, minus one and logarithm, both exact to rounding where the variances are close."""
+    """vq / vp - 1 and log(vq / vp), of one and the same rounded ratio: where it is near 1 their difference cancels."""
 
     minus_one: Tensor
     log: Tensor
@@ -78,8 +78,10 @@ class VarianceRatio(NamedTuple):
 
 def variance_ratio(q: Gaussian, p: Gaussian, stable: bool) -> VarianceRatio:
     ratio = (q.std / p.std).square()
-    log = torch.log(ratio) if stable else q.logvar - p.logvar
-    # Near one, ratio - 1 loses what expm1 keeps; far from it, expm1 multiplies the error of the logarithm.
+    if stable:
+        return VarianceRatio(ratio - 1, torch.log(ratio))
+    # The naive ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
+    log = q.logvar - p.logvar
     return VarianceRatio(torch.where(log.abs() < 0.5, torch.expm1(log), ratio - 1), log)
 
 

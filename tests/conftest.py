@@ -1,0 +1,55 @@
+"""What every test gets: a fixed seed, uninitialised memory full of NaN, and the backends that run on this machine."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when a kernel is declared, hence before the package is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from ladder_kernels import use_backend
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.
+BACKENDS = ("torch",)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20260822)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised memory reads as NaN, so that an element nobody wrote is seen."""
+
+    def poisoned(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() and tensor.numel() else tensor
+
+        return allocate_poisoned
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return DEVICE
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on one backend after the other."""
+    with use_backend(request.param):
+        yield request.param

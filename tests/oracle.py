@@ -1,0 +1,111 @@
+"""The plain formula, written with torch.distributions and differentiated by autograd: exact in float64.
+
+Independent of the package on purpose. Evaluated in float64 it is the truth, in float32 it is "plain PyTorch".
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+OUTPUTS = (
+    "z",
+    "kl_samplewise",
+    "kl_samplewise_restricted",
+    "kl_channelwise",
+    "kl_spatial",
+    "logprob_q",
+    "kl_elementwise",
+)
+
+
+def normal(packed: Tensor, logvar_max: float | None, stable: bool) -> Normal:
+    mean, logvar = packed.chunk(2, dim=1)
+    if logvar_max is not None:
+        logvar = logvar.clamp(max=logvar_max)
+    if stable:
+        variance = torch.where(logvar <= 0, logvar.clamp(max=0).exp(), 1 + logvar) + 1e-6
+        return Normal(mean, variance.sqrt(), validate_args=False)
+    return Normal(mean, (logvar / 2).exp(), validate_args=False)
+
+
+def step(
+    q_params: Tensor,
+    p_params: Tensor | None,
+    *,
+    analytical_kl: bool = False,
+    logvar_max: float | None = None,
+    stable: bool = True,
+    noise: Tensor | None = None,
+    latent: Tensor | None = None,
+    mode: bool = False,
+    temperature: float = 1.0,
+    vanilla_latent_hw: int | None = None,
+) -> dict[str, Tensor]:
+    """The differentiable outputs of `normal_sample_kl`, and `qvar_max`."""
+    q = normal(q_params, logvar_max, stable)
+    zero = torch.zeros_like(q.mean)
+    p = normal(p_params, logvar_max, stable) if p_params is not None else Normal(zero, zero + 1, validate_args=False)
+    if latent is not None:
+        z, eps = latent, (latent - q.mean) / q.stddev
+    else:
+        eps = zero if mode else temperature * noise
+        z = q.mean + q.stddev * eps
+    log_q = -(eps**2) / 2 - q.stddev.log() - torch.tensor(2 * torch.pi, dtype=torch.float64).log().item() / 2
+    kl = kl_divergence(q, p) if analytical_kl else log_q - p.log_prob(z)
+    return {
+        "z": z,
+        "kl_samplewise": kl.flatten(1).sum(1),
+        "kl_samplewise_restricted": window(kl, vanilla_latent_hw).flatten(1).sum(1),
+        "kl_channelwise": kl.flatten(2).sum(2),
+        "kl_spatial": kl.sum(1),
+        "logprob_q": log_q.flatten(1).sum(1),
+        "kl_elementwise": kl,
+        "qvar_max": (2 * q.stddev.log()).max().detach() if kl.numel() else torch.tensor(-torch.inf),
+    }
+
+
+def window(kl: Tensor, vanilla_latent_hw: int | None) -> Tensor:
+    """The centred window, a dim at a time."""
+    if vanilla_latent_hw is None:
+        return kl
+    for dim in range(max(2, kl.dim() - 2), kl.dim()):
+        pad = max(0, (kl.shape[dim] - vanilla_latent_hw) // 2)
+        kl = kl.narrow(dim, pad, kl.shape[dim] - 2 * pad)
+    return kl
+
+
+def gradients(outputs: dict[str, Tensor], inputs: list[Tensor], incoming: dict[str, Tensor]) -> list[Tensor]:
+    """The gradients at `inputs` (zero where nothing arrives) of the outputs named in `incoming`."""
+    found = torch.autograd.grad(
+        [outputs[name] for name in incoming],
+        inputs,
+        [incoming[name].to(outputs[name].dtype) for name in incoming],
+        allow_unused=True,
+    )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def cast(tensors: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Leaf copies in another dtype; whatever is no tensor as it is."""
+    return {k: v.detach().to(dtype) if isinstance(v, Tensor) else v for k, v in tensors.items()}
+
+
+def assert_as_exact_as_plain(name: str, ours: Tensor, plain: Tensor, exact: Tensor, slack: float = 4.0) -> None:
+    """The bound of every fast path: at most twice plain PyTorch's error, plus `slack` roundings of the largest value.
+
+    `plain` is rounded to our dtype first, so that a 16-bit output is not charged for its own rounding.
+    """
+    assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
+    exact = exact.double()
+    finite = exact.isfinite()
+    assert torch.equal(ours[~finite].double(), exact[~finite]), f"{name}: differs where the truth is not finite"
+    if not finite.any():
+        return
+    ours, plain, exact = ours[finite], plain[finite], exact[finite]
+    error = (ours.double() - exact).abs().max().item()
+    plain_error = (plain.to(ours.dtype).double() - exact).abs().max().item()
+    scale = exact.abs().max().item()
+    bound = 2 * plain_error + slack * torch.finfo(plain.dtype).eps * scale
+    assert error <= bound, f"{name}: error {error:.3g} > {bound:.3g} (plain {plain_error:.3g}, scale {scale:.3g})"

@@ -1,0 +1,415 @@
+"""`normal_sample_kl` and `normal_sample` against the plain formula in float64, on every backend."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from ladder_kernels import normal_sample, normal_sample_kl, use_backend
+from tests import oracle
+
+# Each shape for a reason: (batch, channels, *spatial).
+SHAPES = {
+    "one element": (1, 1, 1),
+    "1D, odd": (2, 3, 7),
+    "2D, one block": (2, 4, 8, 8),
+    "2D, nothing divides": (3, 5, 7, 9),
+    "2D, wide": (1, 2, 3, 70),
+    "2D, space of one": (3, 6, 1, 1),
+    "3D": (2, 3, 2, 5, 4),
+    "batch of none": (0, 3, 4, 4),
+}
+SOURCES = ("noise", "latent", "mode")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def packed(shape, dtype=torch.float32, batch=None, scale=1.0):
+    batch_size, channels, *spatial = shape
+    return (scale * torch.randn(batch or batch_size, 2 * channels, *spatial)).to(dtype)
+
+
+def tensors(shape, source, dtype=torch.float32, prior="learned"):
+    """Leaf inputs by argument name; the prior is "learned", "batch 1" or "standard"."""
+    given = {"q_params": packed(shape, dtype)}
+    if prior != "standard":
+        given["p_params"] = packed(shape, dtype, batch=1 if prior == "batch 1" else None)
+    if source in ("noise", "latent"):
+        noise_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        given[source] = torch.randn(shape, dtype=noise_dtype)
+    return given
+
+
+def run(function, given, options, incoming):
+    """Outputs by name and gradients by argument name, for the outputs that have an incoming gradient."""
+    given = {k: v.detach().clone(memory_format=torch.preserve_format) for k, v in given.items()}
+    leaves = {k: v.requires_grad_() for k, v in given.items() if k != "noise"}
+    outputs = function(**{"p_params": None, **given}, **options)
+    outputs = outputs if isinstance(outputs, dict) else outputs._asdict()
+    used = {k: v for k, v in incoming.items() if outputs[k].requires_grad}
+    return outputs, dict(zip(leaves, oracle.gradients(outputs, list(leaves.values()), used), strict=True))
+
+
+def random_incoming(shape, names):
+    batch, channels, *spatial = shape
+    shapes = {
+        "z": shape,
+        "kl_samplewise": (batch,),
+        "kl_samplewise_restricted": (batch,),
+        "kl_channelwise": (batch, channels),
+        "kl_spatial": (batch, *spatial),
+        "logprob_q": (batch,),
+        "kl_elementwise": shape,
+    }
+    return {name: torch.randn(shapes[name]) for name in names}
+
+
+def check(given, options, names=oracle.OUTPUTS):
+    """Values and gradients of one call within the bound; returns our outputs."""
+    batch, channels, *spatial = given["q_params"].shape
+    incoming = random_incoming((batch, channels // 2, *spatial), names)
+    ours, our_grads = run(normal_sample_kl, given, {**options, "elementwise": True}, incoming)
+    mode = not {"noise", "latent"} & given.keys()
+    plain_options = {**options, "mode": mode}
+    compute = torch.float64 if given["q_params"].dtype == torch.float64 else torch.float32
+    plain, plain_grads = run(oracle.step, oracle.cast(given, compute), plain_options, incoming)
+    exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), plain_options, incoming)
+    for name in (*oracle.OUTPUTS, "qvar_max"):
+        oracle.assert_as_exact_as_plain(name, ours[name], plain[name], exact[name])
+    for name in our_grads:
+        assert our_grads[name].dtype == given[name].dtype
+        oracle.assert_as_exact_as_plain(f"grad {name}", our_grads[name], plain_grads[name], exact_grads[name])
+    return ours
+
+
+def options(source, **more):
+    return {"mode": source == "mode", **more}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_values_and_gradients_for_every_shape(backend, shape, analytical):
+    check(tensors(shape, "noise"), options("noise", analytical_kl=analytical, logvar_max=0.5, vanilla_latent_hw=3))
+
+
+@pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_values_and_gradients_for_every_mode(backend, prior, source, stable, analytical):
+    given = tensors((3, 4, 5, 6), source, prior=prior)
+    check(given, options(source, analytical_kl=analytical, stable=stable, vanilla_latent_hw=4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prior", ["learned", "batch 1"])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_every_dtype_is_computed_in_float32_or_better(backend, dtype, prior, analytical):
+    ours = check(tensors((3, 5, 7, 9), "noise", dtype, prior), options("noise", analytical_kl=analytical))
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    assert ours["z"].dtype == dtype
+    assert {ours[name].dtype for name in (*oracle.OUTPUTS[1:], "qvar_max")} == {sums}
+
+
+def test_mixed_dtypes_keep_their_own_gradients(backend):
+    given = {
+        "q_params": packed((2, 3, 4, 4), torch.float16),
+        "p_params": packed((1, 3, 4, 4), torch.bfloat16),
+        "latent": torch.randn(2, 3, 4, 4),
+    }
+    check(given, options("latent"))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_every_subset_of_incoming_gradients(backend, source, analytical):
+    given = tensors((2, 2, 4, 5), source)
+    for count in range(1, len(oracle.OUTPUTS) + 1):
+        for names in itertools.combinations(oracle.OUTPUTS, count):
+            check(given, options(source, analytical_kl=analytical, vanilla_latent_hw=2), names)
+
+
+def layouts():
+    """The same packed values in memory layouts that convolutions and crops produce."""
+    values = packed((2, 6, 5, 7))
+    wide = torch.randn(2, 20, 9, 9)
+    wide[:, 4:16, 2:7, 1:8] = values
+    return {
+        "contiguous": values,
+        "channels_last": values.contiguous(memory_format=torch.channels_last),
+        "crop of a larger one": wide[:, 4:16, 2:7, 1:8],
+        "crop in channels_last": wide.contiguous(memory_format=torch.channels_last)[:, 4:16, 2:7, 1:8],
+        "transposed space": values.transpose(2, 3).contiguous().transpose(2, 3),
+        "transposed batch": values.transpose(0, 1).contiguous().transpose(0, 1),
+    }
+
+
+@pytest.mark.parametrize("q_layout", layouts())
+@pytest.mark.parametrize("p_layout", ["contiguous", "channels_last", "crop of a larger one"])
+def test_every_memory_layout(backend, q_layout, p_layout):
+    q, p = layouts()[q_layout], layouts()[p_layout]
+    given = {"q_params": q, "p_params": p.clone(memory_format=torch.preserve_format), "noise": torch.randn(2, 6, 5, 7)}
+    leaves = {k: v.detach().requires_grad_() if k != "noise" else v for k, v in given.items()}
+    step = normal_sample_kl(**leaves, vanilla_latent_hw=3)
+    reference = {k: v.detach().contiguous().requires_grad_() if k != "noise" else v for k, v in given.items()}
+    expected = normal_sample_kl(**reference, vanilla_latent_hw=3)
+    incoming = random_incoming((2, 6, 5, 7), oracle.OUTPUTS[:-1])
+    for name in incoming:
+        torch.testing.assert_close(getattr(step, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    ours = oracle.gradients(step._asdict(), [leaves["q_params"], leaves["p_params"]], incoming)
+    theirs = oracle.gradients(expected._asdict(), [reference["q_params"], reference["p_params"]], incoming)
+    for grad, expected_grad in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)
+
+
+def test_z_is_dense_in_the_layout_of_q(backend):
+    q = packed((2, 4, 6, 5))
+    assert normal_sample_kl(q, None).z.is_contiguous()
+    last = q.contiguous(memory_format=torch.channels_last)
+    assert normal_sample_kl(last, None).z.is_contiguous(memory_format=torch.channels_last)
+    assert normal_sample(last, seed=1).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_mode_does_not_alias_the_parameters(backend):
+    q = packed((1, 2, 3, 3))
+    before = q.clone()
+    normal_sample(q, mode=True).add_(1)
+    normal_sample_kl(q, None, mode=True).z.add_(1)
+    assert torch.equal(q, before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_temperature_scales_the_noise_and_the_gradient(backend, temperature, analytical):
+    given = tensors((2, 3, 4, 4), "noise")
+    check(given, options("noise", temperature=temperature, analytical_kl=analytical))
+
+
+@pytest.mark.parametrize("vanilla_latent_hw", [1, 2, 3, 5, 6, 100])
+@pytest.mark.parametrize("shape", [(2, 2, 6, 6), (2, 2, 4, 7), (2, 2, 3, 6, 5), (2, 2, 9)], ids=str)
+def test_restricted_window_per_dim(backend, vanilla_latent_hw, shape):
+    check(tensors(shape, "noise"), options("noise", vanilla_latent_hw=vanilla_latent_hw))
+
+
+@pytest.mark.parametrize("logvar", [-200.0, -30.0, -1e-3, 0.0, 1e-3, 19.999, 20.0, 20.001, 200.0, 1e4])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_log_variances_at_the_clamp_and_far_beyond(backend, logvar, analytical):
+    given = tensors((2, 3, 3, 3), "noise")
+    given["q_params"][:, 3:] = logvar
+    check(given, options("noise", analytical_kl=analytical, logvar_max=20.0))
+    given["q_params"][:, 3:] = 0.1
+    given["p_params"][:, 3:] = logvar
+    check(given, options("noise", analytical_kl=analytical, logvar_max=20.0))
+
+
+def test_the_clamp_passes_the_gradient_at_equality_and_stops_it_above(backend):
+    q = packed((1, 1, 3))
+    q[0, 1] = torch.tensor([1.0, 2.0, math.nextafter(2.0, 3.0) + 1e-6])
+    q.requires_grad_()
+    normal_sample_kl(q, None, noise=torch.ones(1, 1, 3), logvar_max=2.0).z.sum().backward()
+    slope = q.grad[0, 1]
+    assert slope[0] > 0
+    assert slope[1] > 0
+    assert slope[2] == 0
+
+
+@pytest.mark.parametrize("logvar", [-200.0, -150.0, -100.0])
+def test_naive_variances_that_underflow_keep_their_std_and_gradient(backend, logvar):
+    q = packed((1, 2, 3, 3))
+    q[:, 2:] = logvar
+    q.requires_grad_()
+    step = normal_sample_kl(q, packed((1, 2, 3, 3)), stable=False, noise=torch.randn(1, 2, 3, 3))
+    (step.z.sum() + step.kl_samplewise.sum()).backward()
+    assert torch.isfinite(step.kl_samplewise).all()
+    assert torch.isfinite(q.grad).all()
+    with torch.no_grad():
+        q[:, :2] = 0
+    assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
+
+
+@pytest.mark.parametrize("where", ["q mean", "q logvar", "p mean", "p logvar", "noise"])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_nan_in_nan_out(backend, where, analytical):
+    given = tensors((2, 2, 3, 3), "noise")
+    name, _, half = where.partition(" ")
+    if name == "noise":
+        given["noise"][1, 0, 1, 2] = torch.nan
+    else:
+        given[f"{name}_params"][1, 0 if half == "mean" else 2, 1, 2] = torch.nan
+    outputs, grads = run(
+        normal_sample_kl, given, {"analytical_kl": analytical, "logvar_max": 20.0}, {"kl_samplewise": torch.randn(2)}
+    )
+    noise_is_unused = name == "noise" and analytical
+    assert torch.isfinite(outputs["kl_samplewise"][0])
+    assert outputs["kl_samplewise"][1].isnan() != noise_is_unused
+    assert outputs["z"].isnan().any() == (name != "p")
+    assert outputs["qvar_max"].isnan() == (where == "q logvar")
+    assert grads["q_params"].isnan().any() != noise_is_unused
+    assert torch.isfinite(grads["q_params"][0]).all()
+
+
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+def test_analytic_kl_near_equality_does_not_cancel(backend, stable):
+    p = packed((1, 8, 16, 16))
+    q = p.clone()
+    q[:, 8:] += 1e-3 * torch.randn(1, 8, 16, 16)
+    options = {"analytical_kl": True, "stable": stable, "mode": True}
+    kl = normal_sample_kl(q, p, **options, elementwise=True).kl_elementwise
+    exact = oracle.step(q.double(), p.double(), **options)["kl_elementwise"]
+    # KL = x^2/2 of a log-ratio x that float32 knows to some 1e-7; 1 - 1 would leave an error of 1e-7 in KL itself.
+    assert ((kl - exact).abs() <= 6e-7 * (2 * exact).sqrt() + 1e-13).all()
+
+
+@pytest.mark.parametrize("source", [*SOURCES, "seed"])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
+def test_gradcheck(backend, source, analytical, stable, prior):
+    given = tensors((2, 2, 3, 4), source, torch.float64, prior)
+    given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
+    names, values = list(given), tuple(given.values())
+
+    def differentiable(*args):
+        call = dict(zip(names, args, strict=True))
+        extra = {"seed": 7} if source == "seed" else {"mode": source == "mode"}
+        step = normal_sample_kl(
+            **{"p_params": None, **call},
+            **extra,
+            analytical_kl=analytical,
+            stable=stable,
+            logvar_max=0.7,
+            vanilla_latent_hw=2,
+            temperature=0.8,
+            elementwise=True,
+        )
+        outputs = step._asdict()
+        del outputs["qvar_max"]
+        return tuple(v for v in outputs.values() if v.requires_grad)
+
+    assert torch.autograd.gradcheck(differentiable, values)
+
+
+@pytest.mark.parametrize("source", ["noise", "seed", "mode"])
+def test_gradcheck_of_the_sample(backend, source):
+    params = packed((2, 2, 3, 4), torch.float64).requires_grad_()
+    extra = {"noise": {"noise": torch.randn(2, 2, 3, 4).double()}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
+    assert torch.autograd.gradcheck(lambda x: normal_sample(x, **extra, logvar_max=0.5, temperature=0.7), params)
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("source", ["noise", "latent"])
+def test_second_derivatives_are_right(backend, analytical, source):
+    given = tensors((1, 2, 2, 3), source, torch.float64)
+    given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
+    names, values = list(given), tuple(given.values())
+
+    def differentiable(*args):
+        step = normal_sample_kl(**dict(zip(names, args, strict=True)), analytical_kl=analytical)
+        return step.kl_samplewise, step.logprob_q, *([] if source == "latent" else [step.z])
+
+    assert torch.autograd.gradgradcheck(differentiable, values)
+
+
+def test_second_derivatives_count_a_prior_made_of_q_once(backend):
+    q = packed((1, 1, 2), torch.float64).requires_grad_()
+    noise = torch.randn(1, 1, 2, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: normal_sample_kl(x, 0.5 * x, noise=noise).kl_samplewise, q)
+    assert torch.autograd.gradgradcheck(lambda x: normal_sample(x, noise=noise), q)
+
+
+@pytest.mark.parametrize("source", ["noise", "seed", "latent", "mode"])
+def test_nothing_latent_sized_is_kept_but_the_parameters_and_the_noise(backend, source):
+    q, p = packed((2, 8, 16, 16)).requires_grad_(), packed((2, 8, 16, 16)).requires_grad_()
+    extra = {
+        "noise": {"noise": torch.randn(2, 8, 16, 16)},
+        "latent": {"latent": torch.randn(2, 8, 16, 16)},
+        "seed": {"seed": torch.tensor(5)},
+        "mode": {"mode": True},
+    }[source]
+    allowed = {t.data_ptr() for t in (q, p, *(v for v in extra.values() if isinstance(v, torch.Tensor)))}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        normal_sample_kl(q, p, logvar_max=20.0, vanilla_latent_hw=8, **extra)
+    assert {t.data_ptr() for t in kept} == allowed
+
+
+def test_two_calls_give_the_same_bits(backend):
+    given = tensors((2, 5, 9, 11), "noise")
+    incoming = random_incoming((2, 5, 9, 11), oracle.OUTPUTS)
+    first, first_grads = run(normal_sample_kl, given, {"elementwise": True}, incoming)
+    second, second_grads = run(normal_sample_kl, given, {"elementwise": True}, incoming)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(first_grads[name], second_grads[name]) for name in first_grads)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 2, 9), (2, 2, 2, 3, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_seed_gives_the_torch_backends_sample(backend, shape, dtype, layout):
+    q = packed(shape, dtype)
+    if layout == "channels_last":
+        q = q.movedim(1, -1).contiguous().movedim(-1, 1)
+    seed = torch.tensor(-(2**62) + 12345)
+    z = normal_sample_kl(q, None, seed=seed).z
+    with use_backend("torch"):
+        expected = normal_sample_kl(q, None, seed=seed).z
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
+    assert torch.equal(normal_sample(q, seed=seed), z)
+    assert not torch.equal(normal_sample(q, seed=seed + 1), z)
+
+
+def test_the_sample_alone_equals_the_samples_of_the_step(backend):
+    q, noise = packed((2, 3, 4, 4)), torch.randn(2, 3, 4, 4)
+    for extra in ({"noise": noise}, {"seed": 3}, {"mode": True}):
+        step = normal_sample_kl(q, None, logvar_max=1.0, stable=False, temperature=0.5, **extra)
+        assert torch.equal(normal_sample(q, logvar_max=1.0, stable=False, temperature=0.5, **extra), step.z)
+
+
+def test_fresh_noise_obeys_manual_seed(backend):
+    q = packed((2, 3, 4, 4))
+    torch.manual_seed(3)
+    first, again = normal_sample_kl(q, None).z, normal_sample_kl(q, None).z
+    torch.manual_seed(3)
+    assert torch.equal(normal_sample_kl(q, None).z, first)
+    assert not torch.equal(first, again)
+
+
+def test_elementwise_only_when_asked(backend):
+    assert normal_sample_kl(packed((1, 2, 3)), None).kl_elementwise is None
+
+
+def test_no_gradient_is_computed_for_what_needs_none(backend):
+    q, p = packed((2, 2, 3, 3)), packed((1, 2, 3, 3)).requires_grad_()
+    normal_sample_kl(q, p).kl_samplewise.sum().backward()
+    assert q.grad is None
+    assert p.grad.shape == p.shape
+    assert not normal_sample_kl(q, None).z.requires_grad
+
+
+WRONG = {
+    "odd channels": (ValueError, {"q_params": torch.zeros(1, 3, 4, 4)}),
+    "no space": (ValueError, {"q_params": torch.zeros(1, 4)}),
+    "four spatial dims": (ValueError, {"q_params": torch.zeros(1, 4, 1, 1, 1, 1)}),
+    "integers": (TypeError, {"q_params": torch.zeros(1, 4, 4, 4, dtype=torch.int32)}),
+    "p of other space": (ValueError, {"p_params": torch.zeros(2, 4, 4, 5)}),
+    "p of other batch": (ValueError, {"p_params": torch.zeros(3, 4, 4, 4)}),
+    "noise of p's shape": (ValueError, {"noise": torch.zeros(2, 4, 4, 4)}),
+    "latent of batch 1": (ValueError, {"latent": torch.zeros(1, 2, 4, 4)}),
+    "two sources": (ValueError, {"seed": 1, "mode": True}),
+    "seed of two": (ValueError, {"seed": torch.tensor([1, 2])}),
+    "float seed": (ValueError, {"seed": torch.tensor(1.0)}),
+    "noise with gradient": (ValueError, {"noise": torch.zeros(2, 2, 4, 4, requires_grad=True)}),
+    "tensor elsewhere": (ValueError, {"p_params": torch.zeros(2, 4, 4, 4, device="meta")}),
+}
+
+
+@pytest.mark.parametrize(("error", "wrong"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_named(error, wrong):
+    call = {"q_params": torch.zeros(2, 4, 4, 4), "p_params": None, **wrong}
+    with pytest.raises(error, match=r"q_params|p_params|noise|latent|seed"):
+        normal_sample_kl(**call)
+
+
+def test_shape_errors_name_both_shapes():
+    with pytest.raises(ValueError, match=r"\(3, 4, 4, 4\).*\(2, 4, 4, 4\)"):
+        normal_sample_kl(torch.zeros(2, 4, 4, 4), torch.zeros(3, 4, 4, 4))
