@@ -14,7 +14,7 @@ from ladder_kernels import use_backend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "triton")
 
 
 @pytest.fixture(autouse=True)

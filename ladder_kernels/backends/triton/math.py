@@ -1,0 +1,71 @@
+"""Elementary functions on loaded values: the GPU's approximate instructions, or Triton's own.
+
+FAST takes single instructions of NVIDIA's special function unit through inline PTX (flush-to-zero, so that no
+instruction is spent on subnormals). Otherwise Triton's functions serve: the interpreter, float64 and other GPUs.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+TWO_PI = tl.constexpr(6.283185307179586)
+
+
+@triton.jit
+def _approximate(instruction: tl.constexpr, x):
+    return tl.inline_asm_elementwise(instruction, constraints="=f,f", args=[x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def exp(x, FAST: tl.constexpr):
+    if FAST:
+        return _approximate("ex2.approx.ftz.f32 $0, $1;", x * LOG2_E)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def log(x, FAST: tl.constexpr):
+    if FAST:
+        return _approximate("lg2.approx.ftz.f32 $0, $1;", x) * LN_2
+    else:
+        return tl.log(x)
+
+
+@triton.jit
+def sqrt(x, FAST: tl.constexpr):
+    if FAST:
+        return _approximate("sqrt.approx.ftz.f32 $0, $1;", x)
+    else:
+        return tl.sqrt(x)
+
+
+@triton.jit
+def rsqrt(x, FAST: tl.constexpr):
+    if FAST:
+        return _approximate("rsqrt.approx.ftz.f32 $0, $1;", x)
+    else:
+        return 1.0 / tl.sqrt(x)
+
+
+@triton.jit
+def cos_sin_of_turns(turns, FAST: tl.constexpr):
+    """cos and sin of 2 pi turns, for turns in [0, 1]."""
+    angle = turns * TWO_PI
+    if FAST:
+        return _approximate("cos.approx.ftz.f32 $0, $1;", angle), _approximate("sin.approx.ftz.f32 $0, $1;", angle)
+    else:
+        return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
+def minimum(x, bound):
+    """min(x, bound); NaN stays NaN."""
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def maximum(x, y):
+    """max(x, y); NaN stays NaN."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)

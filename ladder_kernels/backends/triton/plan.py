@@ -1,0 +1,145 @@
+"""How a step is laid over the GPU: rows and columns, tiles, programs. Pure integers, computed once per shape."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Strides = tuple[int, ...]
+
+# Columns of a tile: one warp's eight elements a thread (two 128-bit accesses in float32, one in 16 bit), which
+# keeps a row's sum inside a warp. At least 16, so that tiny latents still fill vectors of four.
+MAX_COLUMNS, MIN_COLUMNS = 256, 16
+# Elements of a tile: eight a thread with four warps; more spills, fewer pays the tile's addresses more often.
+TILE = 1024
+ELEMENTS_PER_WARP = 256
+# A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
+# its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU.
+FULL_GRID = 512
+MAX_STEPS_FORWARD, MAX_STEPS_BACKWARD = 32, 8
+
+
+class Tiles(NamedTuple):
+    """One kernel's share of the work."""
+
+    block_rows: int
+    block_columns: int
+    steps: int
+    row_blocks: int
+    column_blocks: int
+    masked: bool
+
+    @property
+    def warps(self) -> int:
+        return max(1, min(4, self.block_rows * self.block_columns // ELEMENTS_PER_WARP))
+
+
+class Plan(NamedTuple):
+    """What the kernels need to know of the shapes and strides. Strides are of (batch, channel, *collapsed space)."""
+
+    sizes: tuple[int, int, int]  # batch, rows, columns
+    columns_are_channels: bool
+    space: tuple[int, ...]  # sizes of all but the first collapsed spatial dim
+    q_strides: Strides
+    p_strides: Strides | None
+    source_strides: Strides | None
+    aligned: bool  # rows of z start at multiples of four
+    wide: bool  # offsets within a sample need 64 bits
+    latent_strides: Strides
+    packed_strides: Strides
+    forward: Tiles
+    backward: Tiles
+    backward_shared: Tiles  # p of batch 1: the tiles of a program are the samples
+
+
+@functools.lru_cache(maxsize=1024)
+def make_plan(
+    shape: Sequence[int],
+    q_strides: Strides,
+    p_strides: Strides | None,
+    source_strides: Strides | None,
+    channels_last: bool,
+) -> Plan:
+    """The plan for latents of `shape` (batch, channels, *space) with these strides, p's batch stride 0 if shared."""
+    batch, channels, *space = shape
+    positions = 1
+    for size in space:
+        positions *= size
+    columns_are_channels = channels_last or positions == 1
+    rows, columns = (positions, channels) if columns_are_channels else (channels, positions)
+    given = [strides for strides in (q_strides, p_strides, source_strides) if strides is not None]
+    collapsed, merged = _collapse(space, given)
+    strides = iter(merged)
+    tile_columns = min(MAX_COLUMNS, max(MIN_COLUMNS, _power_of_two(columns)))
+    tile_rows = max(1, min(TILE // tile_columns, _power_of_two(rows)))
+    largest_offset = max(
+        sum(abs(s) * n for s, n in zip(tensor[1:], (2 * channels, *space), strict=True)) for tensor in given
+    )
+    return Plan(
+        sizes=(batch, rows, columns),
+        columns_are_channels=columns_are_channels,
+        space=tuple(collapsed[1:]),
+        q_strides=next(strides),
+        p_strides=next(strides) if p_strides is not None else None,
+        source_strides=next(strides) if source_strides is not None else None,
+        aligned=columns % 4 == 0,
+        wide=max(largest_offset, 2 * rows * columns) >= 2**31,
+        latent_strides=_dense_strides(channels, space, columns_are_channels),
+        packed_strides=_dense_strides(2 * channels, space, columns_are_channels),
+        forward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_FORWARD),
+        backward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_BACKWARD),
+        backward_shared=_shared_tiles(batch, rows, columns, tile_columns),
+    )
+
+
+def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: int, max_steps: int) -> Tiles:
+    column_blocks = -(-columns // tile_columns)
+    row_tiles = -(-rows // tile_rows)
+    steps = max(1, min(max_steps, row_tiles, batch * column_blocks * row_tiles // FULL_GRID))
+    row_blocks = -(-row_tiles // steps)
+    masked = columns % tile_columns != 0 or row_blocks * steps * tile_rows != rows
+    return Tiles(tile_rows, tile_columns, steps, row_blocks, column_blocks, masked)
+
+
+def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:
+    """One warp a program: the batch is walked in turn, so parallelism must come from small tiles."""
+    tile_rows = max(1, min(ELEMENTS_PER_WARP // tile_columns, _power_of_two(rows)))
+    row_blocks, column_blocks = -(-rows // tile_rows), -(-columns // tile_columns)
+    masked = columns % tile_columns != 0 or rows % tile_rows != 0
+    return Tiles(tile_rows, tile_columns, batch, row_blocks, column_blocks, masked)
+
+
+def _collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], list[Strides]]:
+    """Merges neighbouring spatial dims wherever all tensors allow it; dims of size 1 vanish."""
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in tensors]
+    for dim, size in enumerate(space):
+        if size == 1:
+            continue
+        here = [tensor[2 + dim] for tensor in tensors]
+        if sizes and all(outer[-1] == size * inner for outer, inner in zip(strides, here, strict=True)):
+            sizes[-1] *= size
+            for outer, inner in zip(strides, here, strict=True):
+                outer[-1] = inner
+        else:
+            sizes.append(size)
+            for outer, inner in zip(strides, here, strict=True):
+                outer.append(inner)
+    if not sizes:
+        sizes, strides = [1], [[1] for _ in tensors]
+    return sizes, [(*tensor[:2], *inner) for tensor, inner in zip(tensors, strides, strict=True)]
+
+
+def _dense_strides(channels: int, space: Sequence[int], channels_last: bool) -> Strides:
+    """Strides of a dense (batch, channels, *space) in that layout."""
+    stride = channels if channels_last else 1
+    inner = []
+    for size in reversed(space):
+        inner.append(stride)
+        stride *= size
+    channel = 1 if channels_last else stride
+    return (stride if channels_last else stride * channels, channel, *reversed(inner))
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << max(0, size - 1).bit_length()
