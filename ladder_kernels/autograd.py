@@ -1,6 +1,6 @@
-"""The two autograd Functions of the library; which backend runs is decided before they are called.
+"""From the public functions to a backend: eagerly through an autograd Function, else as what can be traced.
 
-Both keep the packed parameters and the noise, seed or given latent: nothing else of the latent's size.
+The Functions keep the packed parameters and the noise, seed or given latent: nothing else of the latent's size.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
+from ladder_kernels.backends.select import choose, choose_while_tracing
 from ladder_kernels.backends.step import Step, StepGrads
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = tuple[Any, ...]
+
+
+def run_step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
+    """The entries of `StepOutputs`, differentiable."""
+    if torch.compiler.is_compiling():
+        name = choose_while_tracing(q.device.type)
+        # The compiler sees into plain torch and fuses it; any other backend is an operator to it.
+        return torch_backend.forward(q, p, source, step) if name == "torch" else ops.step(q, p, source, step, name)
+    if torch._C._are_functorch_transforms_active():
+        return torch_backend.forward(q, p, source, step)
+    return NormalSampleKL.apply(q, p, source, step, choose(q, p, source))
+
+
+def run_sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
+    """z, differentiable."""
+    if torch.compiler.is_compiling():
+        name = choose_while_tracing(q.device.type)
+        return torch_backend.sample(q, source, step) if name == "torch" else ops.sample(q, source, step, name)
+    if torch._C._are_functorch_transforms_active():
+        return torch_backend.sample(q, source, step)
+    return NormalSample.apply(q, source, step, choose(q, None, source))
 
 
 class NormalSampleKL(torch.autograd.Function):

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ladder_kernels.autograd import NormalSample, NormalSampleKL
-from ladder_kernels.backends.select import choose
+from ladder_kernels.autograd import run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.geometry import latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
@@ -94,8 +93,7 @@ def normal_sample_kl(
     draw, source = _source(q_params, noise=noise, latent=latent, seed=seed, mode=mode)
     window = restricted_window(q_params.shape[2:], vanilla_latent_hw)
     step = Step(draw, analytical_kl, stable, logvar_max, temperature, window, elementwise)
-    backend = choose(q_params, p_params, source)
-    outputs: Any = NormalSampleKL.apply(q_params, p_params, source, step, backend)
+    outputs = run_step(q_params, p_params, source, step)
     z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = outputs
     return SampleKL(
         z=z if latent is None else latent,
@@ -126,7 +124,7 @@ def normal_sample(
     _check_packed(params, "params")
     draw, source = _source(params, noise=noise, latent=None, seed=seed, mode=mode)
     step = Step(draw, stable=stable, logvar_max=logvar_max, temperature=temperature)
-    return NormalSample.apply(params, source, step, choose(params, None, source))
+    return run_sample(params, source, step)
 
 
 def _check_packed(packed: Tensor, name: str) -> None:

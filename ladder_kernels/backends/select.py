@@ -2,13 +2,13 @@
 
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 NAMES = ("torch", "cpp", "triton", "cuda")
@@ -74,14 +74,25 @@ def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
     raise AssertionError("the torch backend takes every tensor")
 
 
+def choose_while_tracing(device_type: str) -> str:
+    """The name of the backend for a graph that torch.compile traces; a forced one is part of the graph's guards."""
+    return _forced if _forced is not None else _preferred(device_type)
+
+
+@torch.compiler.assume_constant_result
+def _preferred(device_type: str) -> str:
+    names = _PREFERRED.get(device_type, ("torch",))
+    return next(name for name in names if reason_unavailable(name) is None)
+
+
 @functools.cache
 def _find(name: str) -> tuple[ModuleType | None, str | None]:
     """The backend's module or None, and why it cannot run or None."""
     path = f"ladder_kernels.backends.{name}"
-    if importlib.util.find_spec(path) is None:
-        return None, "not part of this version"
     try:
         module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        return None, "not part of this version" if error.name == path else str(error)
     except ImportError as error:
         return None, str(error)
     return module, module.unavailable()

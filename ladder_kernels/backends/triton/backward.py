@@ -159,8 +159,11 @@ def backward_kernel(
             if grad_latent is not None:
                 tl.store(grad_latent + (latent_row + column), to_z.to(grad_latent.dtype.element_ty), mask=mask)
         else:
-            to_mean += to_z
-            to_two_log_var += to_z * eps * q_std - grad_log_q
+            to_two_log_var -= grad_log_q
+            # Not 0 * eps where nothing arrives: a NaN of the noise must not come back from a KL that ignores it.
+            if grad_z is not None or (HAS_KL and not ANALYTICAL):
+                to_mean += to_z
+                to_two_log_var += to_z * eps * q_std
         if grad_q is not None:
             base = grad_q + sample * 2 * rows * columns
             q_grad_logvar = _grad_logvar(to_two_log_var, q_slope, q_raw, LOGVAR_MAX)

@@ -1,0 +1,155 @@
+"""The step as registered operators: the boundary of torch.compile and export for backends they cannot see into.
+
+Eager calls never come here: the dispatcher costs more than a small kernel's launch. The backend's name is an argument,
+so that a compiled graph keeps the backend it was traced with. Operators have a fixed arity: an output or a gradient
+that is not asked for is an empty tensor.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ladder_kernels.backends.select import load
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
+from ladder_kernels.geometry import latent_shape, view_in_memory_order
+
+NAMESPACE = "ladder_kernels"
+
+_STEP = (
+    "str draw, bool analytical, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise, "
+    "str backend"
+)
+_INPUTS = "Tensor q, Tensor? p, Tensor? source"
+_OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
+_GRADS = ", ".join(f"Tensor? grad_{name}" for name in StepGrads._fields)
+_NEEDS = "bool needs_q, bool needs_p, bool needs_latent"
+
+torch.library.define(f"{NAMESPACE}::step", f"({_INPUTS}, {_STEP}) -> ({_OUTPUTS})")
+torch.library.define(
+    f"{NAMESPACE}::step_backward",
+    f"({_INPUTS}, {_GRADS}, {_NEEDS}, {_STEP}) -> (Tensor grad_q, Tensor grad_p, Tensor grad_latent)",
+)
+torch.library.define(f"{NAMESPACE}::sample", f"(Tensor q, Tensor? source, {_STEP}) -> Tensor")
+
+
+def step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str) -> tuple[Any, ...]:
+    """The entries of `StepOutputs`, through the operator."""
+    return _wanted(torch.ops.ladder_kernels.step.default(q, p, source, *step, backend), step)
+
+
+def sample(q: Tensor, source: Tensor | None, step: Step, backend: str) -> Tensor:
+    """z, through the operator."""
+    return torch.ops.ladder_kernels.sample.default(q, source, *step, backend)
+
+
+@torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
+def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
+    step, backend = _parse(step_and_backend)
+    return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
+
+
+@torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
+def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    grads, needs, (step, backend) = StepGrads(*arguments[:8]), arguments[8:11], _parse(arguments[11:])
+    found = load(backend).backward(q, p, source, step, grads, needs)
+    return tuple(
+        torch.zeros_like(like) if need and grad is None and like is not None else _or_empty(grad, q)
+        for grad, like, need in zip(found, (q, p, source), needs, strict=True)
+    )
+
+
+@torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
+def _sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
+    step, backend = _parse(step_and_backend)
+    return load(backend).sample(q, source, step)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::step")
+def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
+    step, _ = _parse(step_and_backend)
+    shape, dtype = latent_shape(q), compute_dtype(q, p, source)
+    return (
+        q.new_empty(0) if step.draw == "latent" else _empty_latent(q, q.dtype),
+        q.new_empty(shape[0], dtype=dtype),
+        q.new_empty(0) if step.window is None else q.new_empty(shape[0], dtype=dtype),
+        q.new_empty(shape[:2], dtype=dtype),
+        q.new_empty((shape[0], *shape[2:]), dtype=dtype),
+        q.new_empty(shape[0], dtype=dtype),
+        q.new_empty((), dtype=dtype),
+        _empty_latent(q, dtype) if step.elementwise else q.new_empty(0),
+    )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::step_backward")
+def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(like) if need and like is not None else q.new_empty(0)
+        for like, need in zip((q, p, source), arguments[8:11], strict=True)
+    )
+
+
+@torch.library.register_fake(f"{NAMESPACE}::sample")
+def _fake_sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
+    return _empty_latent(q, q.dtype)
+
+
+def _set_up_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, p, source, *ctx.step_and_backend = inputs
+    ctx.save_for_backward(q, p, source)
+    ctx.mark_non_differentiable(output[StepOutputs._fields.index("qvar_max")])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_step(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    needs = ctx.needs_input_grad[:3]
+    grads = _wanted(grads, _parse(ctx.step_and_backend)[0])
+    found = torch.ops.ladder_kernels.step_backward.default(*ctx.saved_tensors, *grads, *needs, *ctx.step_and_backend)
+    return (
+        *(grad if need else None for grad, need in zip(found, needs, strict=True)),
+        *[None] * len(Step._fields),
+        None,
+    )
+
+
+def _set_up_sample(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, source, *ctx.step_and_backend = inputs
+    ctx.save_for_backward(q, source)
+
+
+def _differentiate_sample(ctx: Any, grad_z: Tensor) -> tuple[Any, ...]:
+    q, source = ctx.saved_tensors
+    grads, needs = StepGrads(z=grad_z), (True, False, False)
+    grad_q, _, _ = torch.ops.ladder_kernels.step_backward.default(
+        q, None, source, *grads, *needs, *ctx.step_and_backend
+    )
+    return (grad_q, None, *[None] * len(Step._fields), None)
+
+
+torch.library.register_autograd(f"{NAMESPACE}::step", _differentiate_step, setup_context=_set_up_step)
+torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, setup_context=_set_up_sample)
+
+
+def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
+    """The arguments of an operator after its tensors."""
+    *fields, backend = step_and_backend
+    step = Step(*fields)
+    # The operator's schema has a list for it.
+    window: Any = None if step.window is None else tuple(step.window)
+    return step._replace(window=window), backend
+
+
+def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
+    """What belongs to the outputs (or their gradients) that the step has; None for the others."""
+    has = (step.draw != "latent", True, step.window is not None, True, True, True, True, step.elementwise)
+    return tuple(out if wanted else None for out, wanted in zip(outputs, has, strict=True))
+
+
+def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
+    return q.new_empty(0) if tensor is None else tensor
+
+
+def _empty_latent(q: Tensor, dtype: torch.dtype) -> Tensor:
+    """z as every backend lays it out."""
+    return view_in_memory_order(q.new_empty(latent_shape(q).numel(), dtype=dtype), q)
