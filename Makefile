@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types info clean
+.PHONY: help demo test lint types audit hostcost info clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -32,6 +32,12 @@ lint: $(INSTALLED)  ## ruff: style and formatting
 
 types: $(INSTALLED)  ## mypy
 	$(BIN)/mypy
+
+audit: $(INSTALLED)  ## what the GPU kernels cost, read from their machine code; needs no GPU. ARGS=--check compares
+	$(BIN)/python -m bench.audit $(ARGS)
+
+hostcost: $(INSTALLED)  ## microseconds a step costs the host, by layer; needs no GPU
+	$(BIN)/python -m bench.host_cost $(ARGS)
 
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info

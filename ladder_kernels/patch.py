@@ -5,6 +5,7 @@ hooks and place in the model stay, so an optimizer or a checkpoint never notices
 """
 
 import inspect
+import itertools
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -43,22 +44,22 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
     """Let every `NormalStochasticBlock` of CAREamics in `model` (or `model` itself) run fused.
 
     `block_options` are those of `NormalStochasticBlock.set_options`: `allow_oddsizes`, `rng`, `validate_args`.
-    Calling it again sets the options anew. Other instances of the model's class are not touched.
+    Calling it again sets the options anew. Other instances of the model's class are not touched, nor are blocks of
+    ours that were there before. Raises ValueError or TypeError for a wrong option, before anything is changed.
     """
+    NormalStochasticBlock(1, 1, 1, **block_options)
     patched, skipped = [], {}
     for name, module in model.named_modules():
-        if isinstance(module, NormalStochasticBlock):
+        if _ORIGINAL_CLASS in module.__dict__:
             module.set_options(**block_options)
             patched.append(name)
-        elif _looks_like_the_block(module):
+        elif _looks_like_the_block(type(module), module):
             reason = _reason_to_skip(module)
-            if reason is not None:
+            if reason is None:
+                _patch(module, block_options)
+                patched.append(name)
+            else:
                 skipped[name] = reason
-                continue
-            setattr(module, _ORIGINAL_CLASS, type(module))
-            module.__class__ = NormalStochasticBlock
-            module.set_options(**block_options)
-            patched.append(name)
     return PatchReport(patched, skipped)
 
 
@@ -76,18 +77,34 @@ def unpatch_model(model: nn.Module) -> list[str]:
     return restored
 
 
-def _looks_like_the_block(module: nn.Module) -> bool:
-    return all(hasattr(module, attribute) for attribute in _ATTRIBUTES) and all(
-        callable(getattr(module, method, None)) for method in _METHODS
+def _patch(module: Any, block_options: dict[str, Any]) -> None:
+    setattr(module, _ORIGINAL_CLASS, type(module))
+    module.__class__ = NormalStochasticBlock
+    module.set_options(**block_options)
+    if module._vanilla_latent_hw is not None:
+        # CAREamics leaves a numpy integer, which torch.compile would take for an array.
+        module._vanilla_latent_hw = int(module._vanilla_latent_hw)
+
+
+def _looks_like_the_block(cls: type, module: nn.Module) -> bool:
+    """By what it has, not by where it comes from; methods of the class, so that a wrapper does not pass for it."""
+    if issubclass(cls, NormalStochasticBlock):
+        return False
+    return all(callable(getattr(cls, method, None)) for method in _METHODS) and all(
+        hasattr(module, attribute) for attribute in _ATTRIBUTES
     )
 
 
 def _reason_to_skip(module: nn.Module) -> str | None:
+    """Why the fused block would not do what this one does, or None."""
     cls = type(module)
-    base = next((c for c in cls.__mro__ if c.__name__ == UPSTREAM_NAME), cls)
-    overridden = [m for m in _METHODS if m in module.__dict__ or getattr(cls, m) is not getattr(base, m)]
-    if overridden:
-        return f"it overrides {', '.join(overridden)}"
+    lineage = list(itertools.takewhile(lambda c: c.__name__ != UPSTREAM_NAME, cls.__mro__))
+    if len(lineage) == len(cls.__mro__):
+        return f"it is a {cls.__name__}, not a {UPSTREAM_NAME}"
+    own = {name for c in lineage for name in vars(c) if not name.startswith("__")}
+    own |= {name for name in _METHODS if name in module.__dict__}
+    if own:
+        return f"it adds or overrides {', '.join(sorted(own))}"
     accepted = inspect.signature(NormalStochasticBlock.forward).parameters
     unknown = [name for name in inspect.signature(cls.forward).parameters if name not in accepted]
     if unknown:

@@ -273,6 +273,46 @@ def test_a_block_with_its_own_get_z_is_reported_and_left_alone() -> None:
     assert not torch.equal(data["z"][0], data["q_mu"][0].get())
 
 
+class DescribedBlock(UpstreamBlock):
+    """A user's block with a method of its own."""
+
+    def describe(self) -> str:
+        return "mine"
+
+
+def test_a_block_with_a_method_of_its_own_is_left_alone() -> None:
+    model = HDN.build()
+    model.top_down_layers[0].stochastic.__class__ = DescribedBlock
+    report = patch_model(model)
+    assert "describe" in report.skipped["top_down_layers.0.stochastic"]
+    assert model.top_down_layers[0].stochastic.describe() == "mine"
+
+
+def test_a_compiled_block_is_patched_inside_its_wrapper() -> None:
+    model = HDN.build()
+    layer = model.top_down_layers[0]
+    layer.stochastic = torch.compile(layer.stochastic, backend="eager")
+    report = patch_model(model)
+    assert report.skipped == {}
+    assert "top_down_layers.0.stochastic._orig_mod" in report.patched
+    assert len(report.patched) == 3
+
+
+def test_a_wrong_option_is_an_error_and_changes_nothing() -> None:
+    model = HDN.build()
+    for wrong in ({"rng": "numpy"}, {"typo": 1}):
+        with pytest.raises((TypeError, ValueError), match=r"rng|typo"):
+            patch_model(model, **wrong)
+        assert is_upstream(model)
+        assert unpatch_model(model) == []
+
+
+def test_our_own_blocks_keep_their_options() -> None:
+    own = NormalStochasticBlock(2, 2, 2, allow_oddsizes=True, rng="philox")
+    assert patch_model(nn.Sequential(own)) == ([], {})
+    assert (own.allow_oddsizes, own.rng) == (True, "philox")
+
+
 def test_a_model_without_stochastic_blocks_gives_an_empty_report() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU())
     assert patch_model(model) == ([], {})
@@ -354,7 +394,9 @@ def host_reads(model: LadderVAE) -> tuple[list[int], int]:
     return [reads.count for reads in counts], backward.count
 
 
-def test_upstream_reads_eleven_values_per_block() -> None:
+def test_upstream_reads_eleven_values_per_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.compile switches the validation off for the whole process, and some test may have compiled.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     assert host_reads(HDN.build()) == ([11, 11, 11], 0)
 
 

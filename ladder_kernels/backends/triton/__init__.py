@@ -23,6 +23,7 @@ from ladder_kernels.geometry import dense_as, is_channels_last, latent_shape
 NAME = "triton"
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
+WARP_SIZE = 64 if torch.version.hip else 32
 REDUCE_BLOCK = 256
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -224,7 +225,7 @@ def _constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict
         "BLOCK_COLUMNS": tiles.block_columns,
         "COMPUTE": _TRITON_DTYPE[dtype],
         "FAST": dtype == torch.float32 and not INTERPRETED and torch.version.cuda is not None,
-        "num_warps": tiles.warps,
+        "num_warps": tiles.warps(WARP_SIZE),
         # Explicit: Triton is about to change its default.
         "enable_fp_fusion": True,
     }

@@ -9,9 +9,11 @@ Strides = tuple[int, ...]
 # Columns of a tile: one warp's eight elements a thread (two 128-bit accesses in float32, one in 16 bit), which
 # keeps a row's sum inside a warp. At least 16, so that tiny latents still fill vectors of four.
 MAX_COLUMNS, MIN_COLUMNS = 256, 16
-# Elements of a tile: eight a thread with four warps; more spills, fewer pays the tile's addresses more often.
+# Elements of a tile: eight a thread with 128 threads; more spills, fewer pays the tile's addresses more often.
 TILE = 1024
-ELEMENTS_PER_WARP = 256
+ELEMENTS_PER_THREAD = 8
+# One warp's: a batch-1 p's gradient walks the batch in turn, so parallelism must come from small tiles.
+SHARED_TILE = 256
 # A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
 # its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU.
 FULL_GRID = 512
@@ -28,9 +30,9 @@ class Tiles(NamedTuple):
     column_blocks: int
     masked: bool
 
-    @property
-    def warps(self) -> int:
-        return max(1, min(4, self.block_rows * self.block_columns // ELEMENTS_PER_WARP))
+    def warps(self, warp_size: int) -> int:
+        """Warps of a program: eight elements a thread, whatever the GPU's warp."""
+        return max(1, self.block_rows * self.block_columns // (ELEMENTS_PER_THREAD * warp_size))
 
 
 class Plan(NamedTuple):
@@ -101,8 +103,7 @@ def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: in
 
 
 def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:
-    """One warp a program: the batch is walked in turn, so parallelism must come from small tiles."""
-    tile_rows = max(1, min(ELEMENTS_PER_WARP // tile_columns, _power_of_two(rows)))
+    tile_rows = max(1, min(SHARED_TILE // tile_columns, _power_of_two(rows)))
     row_blocks, column_blocks = -(-rows // tile_rows), -(-columns // tile_columns)
     masked = columns % tile_columns != 0 or rows % tile_rows != 0
     return Tiles(tile_rows, tile_columns, batch, row_blocks, column_blocks, masked)

@@ -1,0 +1,214 @@
+"""What is particular to the Triton backend: launches, block sizes, layouts without copies, the fast formulas."""
+
+from collections import Counter
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from ladder_kernels import normal_sample, normal_sample_kl, use_backend
+from ladder_kernels.backends import triton as backend
+from ladder_kernels.backends.triton import formulas, noise, plan
+from ladder_kernels.backends.triton import math as triton_math
+from tests import oracle
+from tests.test_functional import layouts, packed
+
+KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with use_backend("triton"):
+        yield
+
+
+class Recorder:
+    """A kernel that remembers what it was launched with."""
+
+    def __init__(self, name, kernel, launches):
+        self.name, self.kernel, self.launches = name, kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            self.launches.append((self.name, args, kwargs))
+            self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches of the test, in order: (kernel, arguments, keyword arguments)."""
+    recorded = []
+    for name in KERNELS:
+        monkeypatch.setattr(backend, name, Recorder(name, getattr(backend, name), recorded))
+    return recorded
+
+
+def test_two_launches_forward_and_one_backward(launches):
+    q, p = packed((2, 3, 4, 4)).requires_grad_(), packed((1, 3, 4, 4)).requires_grad_()
+    step = normal_sample_kl(q, p, seed=1, vanilla_latent_hw=2, elementwise=True)
+    assert Counter(name for name, *_ in launches) == {"forward_kernel": 1, "reduce_kernel": 1}
+    launches.clear()
+    (step.z.sum() + step.kl_samplewise.sum()).backward()
+    assert Counter(name for name, *_ in launches) == {"backward_kernel": 1}
+    launches.clear()
+    normal_sample(q, seed=1)
+    assert Counter(name for name, *_ in launches) == {"sample_kernel": 1}
+
+
+@pytest.mark.parametrize("layout", layouts())
+def test_no_layout_is_copied(launches, layout):
+    q, p = layouts()[layout].requires_grad_(), layouts()[layout].requires_grad_()
+    step = normal_sample_kl(q, p, seed=1)
+    torch.autograd.grad(step.kl_samplewise.sum() + step.z.square().sum(), (q, p))
+    for name, args, _ in launches:
+        if name in ("forward_kernel", "backward_kernel"):
+            assert [args[0].data_ptr(), args[1].data_ptr()] == [q.data_ptr(), p.data_ptr()]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_fast_dimension_is_the_contiguous_one(launches, layout):
+    q = packed((2, 5, 6, 7)).contiguous(memory_format=layout)
+    normal_sample(q, seed=1)
+    _, args, kwargs = launches[0]
+    assert kwargs["CHANNELS_LAST"] == (layout == torch.channels_last)
+    assert args[6] == ((2, 42, 5) if kwargs["CHANNELS_LAST"] else (2, 5, 42))
+
+
+@pytest.mark.parametrize(("tile", "columns", "full_grid"), [(64, 16, 1), (128, 32, 4), (4096, 512, 10**6)])
+def test_z_is_bitwise_the_same_for_any_block_size(monkeypatch, tile, columns, full_grid):
+    q, p = packed((3, 6, 10, 9)), packed((3, 6, 10, 9))
+    expected = normal_sample_kl(q, p, seed=5)
+    for name, value in (("TILE", tile), ("MAX_COLUMNS", columns), ("FULL_GRID", full_grid)):
+        monkeypatch.setattr(plan, name, value)
+    plan.make_plan.cache_clear()
+    step = normal_sample_kl(q, p, seed=5)
+    plan.make_plan.cache_clear()
+    assert torch.equal(step.z, expected.z)
+    for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "qvar_max"):
+        torch.testing.assert_close(getattr(step, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 33), (5, 300, 3), (4, 64, 16, 16)], ids=str)
+def test_the_tiles_cover_every_row_and_column_once(shape):
+    q = torch.empty(shape[0], 2 * shape[1], *shape[2:])
+    laid = plan.make_plan(shape, q.stride(), None, None, False)
+    _, rows, columns = laid.sizes
+    for tiles in (laid.forward, laid.backward):
+        assert tiles.column_blocks * tiles.block_columns >= columns > (tiles.column_blocks - 1) * tiles.block_columns
+        covered = tiles.row_blocks * tiles.steps * tiles.block_rows
+        assert covered >= rows > (tiles.row_blocks - 1) * tiles.steps * tiles.block_rows
+        assert tiles.masked == (covered != rows or columns % tiles.block_columns != 0)
+
+
+def test_samples_beyond_32_bits_are_addressed_with_64():
+    shape = (1, 2**16, 2**8, 2**8)
+    strides = (2**33, 2**16, 2**8, 1)
+    assert plan.make_plan(shape, strides, None, None, False).wide
+    assert not plan.make_plan((8, 128, 64, 64), (2**20, 2**12, 2**6, 1), None, None, False).wide
+
+
+def test_64_bit_addresses_give_the_same_bits(monkeypatch):
+    q, p = packed((2, 3, 4, 5)).requires_grad_(), packed((1, 3, 4, 5)).requires_grad_()
+    weights = torch.randn(2)
+
+    def run():
+        step = normal_sample_kl(q, p, seed=5)
+        return (*step[:6], *torch.autograd.grad((step.kl_samplewise * weights).sum() + step.z.sum(), (q, p)))
+
+    expected = run()
+    monkeypatch.setattr(backend, "make_plan", lambda *args: plan.make_plan(*args)._replace(wide=True))
+    assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
+
+
+@triton.jit
+def emulated(instruction: tl.constexpr, x):
+    """The instruction as the interpreter can run it, exact to float32."""
+    if instruction.startswith("ex2"):
+        return tl.exp2(x)
+    elif instruction.startswith("lg2"):
+        return tl.log2(x)
+    elif instruction.startswith("sqrt"):
+        return tl.sqrt(x)
+    elif instruction.startswith("rsqrt"):
+        return 1.0 / tl.sqrt(x)
+    elif instruction.startswith("cos"):
+        return tl.cos(x)
+    else:
+        return tl.sin(x)
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.skipif(not backend.INTERPRETED, reason="on a GPU the fast formulas are what every other test runs")
+def test_the_fast_formulas_are_the_formulas(monkeypatch, analytical, stable):
+    """With exact instructions in place of the approximate ones, in the interpreter."""
+    monkeypatch.setattr(triton_math, "_approximate", emulated)
+    original = backend._constants
+    monkeypatch.setattr(backend, "_constants", lambda *args: original(*args) | {"FAST": True})
+    p = packed((2, 4, 6, 6))
+    # Half of q close to p, where the series takes over.
+    q = torch.where(torch.rand_like(p) < 0.5, p + 1e-2 * torch.randn_like(p), packed((2, 4, 6, 6))).requires_grad_()
+    options = {"analytical_kl": analytical, "stable": stable}
+    step = normal_sample_kl(q, p, seed=3, elementwise=True, **options)
+    eps = noise_of(3, (2, 4, 6, 6))
+    torch.testing.assert_close(step.z, normal_sample(q, noise=eps, stable=stable), rtol=0, atol=1e-5)
+    exact_q = q.detach().double().requires_grad_()
+    exact = oracle.step(exact_q, p.double(), noise=eps.double(), **options)
+    torch.testing.assert_close(step.kl_elementwise.double(), exact["kl_elementwise"], rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(step.kl_samplewise.sum(), q)
+    (exact_grad,) = torch.autograd.grad(exact["kl_samplewise"].sum(), exact_q)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-4)
+
+
+def noise_of(seed, shape):
+    from ladder_kernels.noise import philox_normal
+
+    return philox_normal(torch.tensor(seed), torch.Size(shape).numel(), torch.float32).view(shape)
+
+
+@triton.jit
+def ratio_kernel(q_std, q_logvar, p_inverse_std, p_logvar, out, STABLE: tl.constexpr):
+    index = tl.arange(0, 1024)
+    _, excess = formulas.variance_ratio(
+        tl.load(q_std + index),
+        tl.load(q_logvar + index),
+        tl.load(p_inverse_std + index),
+        tl.load(p_logvar + index),
+        STABLE,
+        True,
+    )
+    tl.store(out + index, excess)
+
+
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.skipif(not backend.INTERPRETED, reason="the emulated instructions are the interpreter's")
+def test_the_series_near_equality_is_exact_to_its_last_digits(monkeypatch, stable):
+    """Relative to u^2/2, over the whole range in which the series serves and beyond it."""
+    monkeypatch.setattr(triton_math, "_approximate", emulated)
+    log_ratio = torch.linspace(-1.0, 1.0, 1024, dtype=torch.float64)
+    q_std, q_logvar = (log_ratio / 2).exp().float(), log_ratio.float()
+    ones, zeros, out = torch.ones(1024), torch.zeros(1024), torch.empty(1024)
+    ratio_kernel[(1,)](q_std, q_logvar, ones, zeros, out, STABLE=stable)
+    x = 2 * q_std.double().log() if stable else q_logvar.double()
+    exact = torch.expm1(x) - x
+    # Where the series serves, a few roundings of u^2/2; beyond, a rounding of the ratio.
+    assert ((out.double() - exact).abs() <= 1e-6 * exact + 1.2e-7 * (x.abs() > 0.11)).all()
+
+
+def test_the_words_of_philox_are_the_known_answer():
+    @triton.jit
+    def kernel(out):
+        group = tl.zeros([1], tl.int64)
+        w0, w1, w2, w3 = noise.philox4x32(group, tl.full([1], 42, tl.int64))
+        index = tl.arange(0, 1)
+        tl.store(out + index, w0.to(tl.int64))
+        tl.store(out + 1 + index, w1.to(tl.int64))
+        tl.store(out + 2 + index, w2.to(tl.int64))
+        tl.store(out + 3 + index, w3.to(tl.int64))
+
+    out = torch.zeros(4, dtype=torch.int64)
+    kernel[(1,)](out)
+    assert [f"{word:08x}" for word in out.tolist()] == ["9ceaf053", "77f5493b", "12bf50ad", "5742b3d7"]
