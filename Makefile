@@ -10,13 +10,13 @@ INSTALLED := $(VENV)/.installed
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
-# The pinned set of constraints.txt, and the package itself in place. Rebuilt only when these files change.
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+# The pinned set of constraints.txt, and the package itself in place with its CPU kernels. Again only when these change.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make needs Python 3.11 or newer (CAREamics does); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel ninja torch
+	LADDER_KERNELS_BUILD_CPU=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --no-build-isolation -e '.[triton,demo,test,bench,dev]'
 	@touch $@
 

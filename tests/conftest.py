@@ -12,9 +12,12 @@ if not torch.cuda.is_available():
 
 from ladder_kernels import use_backend
 
+# Tests are thousands of tiny calls, for which threads only wait for each other.
+torch.set_num_threads(1)
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.
-BACKENDS = ("torch", "triton")
+BACKENDS = ("torch", "cpp", "triton")
 
 
 @pytest.fixture(autouse=True)

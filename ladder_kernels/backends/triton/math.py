@@ -2,6 +2,9 @@
 
 FAST takes single instructions of NVIDIA's special function unit through inline PTX (flush-to-zero, so that no
 instruction is spent on subnormals). Otherwise Triton's functions serve: the interpreter, float64 and other GPUs.
+
+The errors beside the functions are those of the float32 arithmetic around the instruction, measured against float64
+over the whole range with an exact instruction in its place; the instruction's own error comes on top.
 """
 
 import triton
@@ -19,6 +22,8 @@ def _approximate(instruction: tl.constexpr, x):
 
 @triton.jit
 def exp(x, FAST: tl.constexpr):
+    # Relative error 5.5e-8 for x >= -1, 8.5e-7 for x >= -14, 3.8e-6 for x >= -87, from the rounded product.
+    # In the stable variance exp(x) + 1e-6 that leaves 7.6e-7 at most.
     if FAST:
         return _approximate("ex2.approx.ftz.f32 $0, $1;", x * LOG2_E)
     else:
@@ -27,6 +32,7 @@ def exp(x, FAST: tl.constexpr):
 
 @triton.jit
 def log(x, FAST: tl.constexpr):
+    # Relative error 1.1e-7 away from x = 1; 1.2e-6 absolute at the smallest variance, 1e-6.
     if FAST:
         return _approximate("lg2.approx.ftz.f32 $0, $1;", x) * LN_2
     else:
@@ -52,6 +58,7 @@ def rsqrt(x, FAST: tl.constexpr):
 @triton.jit
 def cos_sin_of_turns(turns, FAST: tl.constexpr):
     """cos and sin of 2 pi turns, for turns in [0, 1]."""
+    # Absolute error 3.7e-7, from the rounded angle.
     angle = turns * TWO_PI
     if FAST:
         return _approximate("cos.approx.ftz.f32 $0, $1;", angle), _approximate("sin.approx.ftz.f32 $0, $1;", angle)

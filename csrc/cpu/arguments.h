@@ -1,0 +1,15 @@
+// The arguments of the ops, checked, as the kernels and `combine` want them.
+#pragma once
+
+#include "combine.h"
+#include "step.h"
+
+namespace ladder_kernels::cpu {
+
+// Raises for tensors that do not fit. The KL is the one that `analytical` names.
+Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
+             bool analytical, bool stable, std::optional<double> logvar_max, double temperature);
+
+std::optional<Window> window_of(at::OptionalIntArrayRef window, const Grid& grid);
+
+}  // namespace ladder_kernels::cpu

@@ -1,0 +1,121 @@
+#include <ATen/ops/empty.h>
+
+#include <vector>
+
+#include "arguments.h"
+#include "geometry.h"
+#include "run.h"
+
+namespace ladder_kernels::cpu {
+namespace {
+
+// Gradients of the KL's sums, shared by all positions of a channel (batch, channels) and by all channels of a position
+// (batch, positions); the latter empty if there are none.
+struct SharedGradients {
+  std::vector<double> by_channel, by_position;
+};
+
+// Adds `grad` (batch,) or (batch, ...) to `totals`, each of its values to `count` consecutive ones.
+void add(std::vector<double>& totals, const OptionalTensor& grad, std::int64_t count) {
+  if (!grad) return;
+  const at::Tensor values = grad->to(at::kDouble).contiguous();
+  for (std::size_t i = 0; i < totals.size(); ++i) totals[i] += values.const_data_ptr<double>()[i / count];
+}
+
+// Adds `grad` (batch,) to the positions inside the window.
+void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Grid& grid, const Window& window) {
+  const at::Tensor values = grad.to(at::kDouble).contiguous();
+  for (std::int64_t plane = 0; plane < grid.batch * grid.space[0]; ++plane) {
+    const double value = values.const_data_ptr<double>()[plane / grid.space[0]];
+    for (std::int64_t y = window[0]; y < window[1]; ++y) {
+      double* const row = totals.data() + (plane * grid.space[1] + y) * grid.space[2];
+      for (std::int64_t x = window[2]; x < window[3]; ++x) row[x] += value;
+    }
+  }
+}
+
+SharedGradients shared_gradients(const Grid& grid, const std::optional<Window>& window,
+                                 const OptionalTensor& samplewise, const OptionalTensor& restricted,
+                                 const OptionalTensor& channelwise, const OptionalTensor& spatial) {
+  SharedGradients shared;
+  shared.by_channel.resize(grid.batch * grid.channels);
+  add(shared.by_channel, samplewise, grid.channels);
+  add(shared.by_channel, channelwise, 1);
+  if (spatial || restricted) {
+    shared.by_position.resize(grid.batch * grid.positions);
+    add(shared.by_position, spatial, 1);
+    if (restricted) add_to_window(shared.by_position, *restricted, grid, window.value());
+  }
+  return shared;
+}
+
+// An uninitialised packed gradient, for the kernels to write into its halves.
+at::Tensor empty_packed(const at::Tensor& packed, const Grid& grid, View& mean, View& logvar) {
+  at::Tensor grad = empty_dense(packed, packed.size(0), packed.size(1), packed.scalar_type());
+  mean = half_view(grad, 0, grid);
+  logvar = half_view(grad, 1, grid);
+  return grad;
+}
+
+}  // namespace
+
+Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
+                   bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
+                   at::OptionalIntArrayRef window, bool /*elementwise*/, const OptionalTensor& grad_z,
+                   const OptionalTensor& grad_samplewise, const OptionalTensor& grad_restricted,
+                   const OptionalTensor& grad_channelwise, const OptionalTensor& grad_spatial,
+                   const OptionalTensor& grad_logprob_q, const OptionalTensor& /*grad_qvar_max*/,
+                   const OptionalTensor& grad_elementwise, bool needs_q, bool needs_p, bool needs_latent) {
+  Backward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+  Step& step = call.step;
+  const Grid& grid = step.grid;
+  const auto [by_channel, by_position] = shared_gradients(grid, window_of(window, grid), grad_samplewise,
+                                                          grad_restricted, grad_channelwise, grad_spatial);
+  std::vector<double> log_q(grid.batch);
+  add(log_q, grad_logprob_q, 1);
+  call.by_channel = by_channel.data();
+  call.by_position = by_position.empty() ? nullptr : by_position.data();
+  call.log_q = log_q.data();
+  if (grad_z) call.grad_z = view_of(*grad_z, grid);
+  if (grad_elementwise) call.grad_kl = view_of(*grad_elementwise, grid);
+
+  if (!grad_samplewise && !grad_restricted && !grad_channelwise && !grad_spatial && !grad_elementwise) {
+    step.kl = KL::none;
+  }
+  const bool eps_used = step.draw == Draw::latent ? grad_logprob_q.has_value() : grad_z.has_value();
+  if (!eps_used && step.kl != KL::monte_carlo) step.draw = Draw::mode;  // as `step_gradients` wants it
+
+  OptionalTensor grad_q, grad_p, grad_latent;
+  at::Tensor p_mean_total, p_logvar_total;
+  if (needs_q) grad_q = empty_packed(q, grid, call.grads.q_mean, call.grads.q_logvar);
+  if (needs_p && p && step.kl != KL::none) {
+    grad_p = empty_packed(*p, grid, call.grads.p_mean, call.grads.p_logvar);
+    if (p->size(0) != grid.batch) {
+      p_mean_total = empty_dense(q, 1, grid.channels, at::kDouble);
+      p_logvar_total = empty_dense(q, 1, grid.channels, at::kDouble);
+      call.p_mean_total = p_mean_total.data_ptr<double>();
+      call.p_logvar_total = p_logvar_total.data_ptr<double>();
+      call.grads.p_mean = call.grads.p_logvar = View{};
+    }
+  }
+  if (needs_latent && step.draw == Draw::latent) {
+    grad_latent = empty_dense(q, grid.batch, grid.channels, source->scalar_type());
+    call.grads.latent = view_of(*grad_latent, grid);
+  }
+
+  if (grad_q && step.kl == KL::none && step.draw == Draw::mode && !grad_logprob_q) {
+    // Nothing reaches the log-variances, not even a NaN of theirs.
+    const at::Tensor mean = grad_q->narrow(1, 0, grid.channels);
+    grad_z ? mean.copy_(*grad_z) : mean.zero_();
+    grad_q->narrow(1, grid.channels, grid.channels).zero_();
+    return {grad_q, grad_p, grad_latent};
+  }
+  run(call, units_per_sample(grid) * (call.p_mean_total ? 1 : grid.batch));
+  if (call.p_mean_total) {
+    grad_p->narrow(1, 0, grid.channels).copy_(p_mean_total);
+    grad_p->narrow(1, grid.channels, grid.channels).copy_(p_logvar_total);
+  }
+  return {grad_q, grad_p, grad_latent};
+}
+
+}  // namespace ladder_kernels::cpu

@@ -1,0 +1,101 @@
+#include "geometry.h"
+
+#include <ATen/ops/empty_strided.h>
+
+#include <algorithm>
+
+namespace ladder_kernels::cpu {
+namespace {
+
+// Enough units to share among threads, large enough that their partial sums cost nothing.
+constexpr std::int64_t units_wanted = 32, unit_size = 16384;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
+
+std::int64_t positions_of(const at::Tensor& packed) {
+  std::int64_t positions = 1;
+  for (std::int64_t dim = 2; dim < packed.dim(); ++dim) positions *= packed.size(dim);
+  return positions;
+}
+
+// ladder_kernels.geometry.is_channels_last
+bool is_channels_last(const at::Tensor& packed) { return packed.stride(1) == 1 && positions_of(packed) > 1; }
+
+Dtype dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kHalf: return Dtype::float16;
+    case at::kBFloat16: return Dtype::bfloat16;
+    case at::kFloat: return Dtype::float32;
+    case at::kDouble: return Dtype::float64;
+    default: TORCH_CHECK_TYPE(false, "expected float16, bfloat16, float32 or float64, got ", tensor.scalar_type());
+  }
+}
+
+}  // namespace
+
+Grid grid_of(const at::Tensor& q) {
+  Grid grid{};
+  grid.batch = q.size(0);
+  grid.channels = q.size(1) / 2;
+  grid.positions = positions_of(q);
+  for (std::int64_t i = 0; i < 3; ++i) grid.space[i] = i + q.dim() < 5 ? 1 : q.size(i + q.dim() - 3);
+  // With a single position both orders are the same memory, and one long row beats many short ones.
+  grid.channels_inner = is_channels_last(q) || grid.positions == 1;
+  grid.rows = grid.channels_inner ? grid.positions : grid.channels;
+  grid.columns = grid.channels_inner ? grid.channels : grid.positions;
+  if (grid.rows == 0 || grid.columns == 0) return grid;
+
+  // Tiles of about equal width, whole vectors wide.
+  const std::int64_t width = divide_up(grid.columns, divide_up(grid.columns, tile_size));
+  grid.tile_columns = std::min(grid.columns, divide_up(width, 16) * 16);
+  grid.tile_rows = std::min(grid.rows, tile_size / grid.tile_columns);
+  const std::int64_t total = grid.batch * grid.rows * grid.columns;
+  const std::int64_t wanted = std::clamp(total / units_wanted, tile_size, unit_size);
+  grid.unit_rows = std::min(grid.rows, divide_up(wanted, grid.tile_rows * grid.tile_columns) * grid.tile_rows);
+  grid.row_blocks = divide_up(grid.rows, grid.unit_rows);
+  grid.column_blocks = divide_up(grid.columns, grid.tile_columns);
+  return grid;
+}
+
+std::int64_t units_per_sample(const Grid& grid) { return grid.row_blocks * grid.column_blocks; }
+
+View view_of(const at::Tensor& latent, const Grid& grid) {
+  View view;
+  view.data = latent.data_ptr();
+  view.dtype = dtype_of(latent);
+  view.batch = latent.size(0) == 1 ? 0 : latent.stride(0);
+  view.channel = latent.stride(1);
+  const std::int64_t missing = 5 - latent.dim();
+  for (std::int64_t i = missing; i < 3; ++i) view.space[i] = latent.stride(i + 2 - missing);
+  for (std::int64_t i = 2; i >= 0; --i) {
+    if (grid.space[i] == 1) continue;
+    if (view.run == 1) view.step = view.space[i];
+    if (view.space[i] != view.run * view.step) break;
+    view.run *= grid.space[i];
+  }
+  return view;
+}
+
+View half_view(const at::Tensor& packed, int half, const Grid& grid) {
+  View view = view_of(packed, grid);
+  view.data = static_cast<char*>(view.data) + half * grid.channels * view.channel * packed.element_size();
+  return view;
+}
+
+at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels, at::ScalarType dtype) {
+  auto sizes = packed.sizes().vec();
+  sizes[0] = batch;
+  sizes[1] = channels;
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  const bool channels_last = is_channels_last(packed);
+  if (channels_last) strides[1] = std::exchange(stride, channels);
+  for (std::size_t dim = sizes.size(); dim-- > 0;) {
+    if (channels_last && dim == 1) continue;
+    strides[dim] = stride;
+    stride *= std::max<std::int64_t>(sizes[dim], 1);
+  }
+  return at::empty_strided(sizes, strides, packed.options().dtype(dtype));
+}
+
+}  // namespace ladder_kernels::cpu

@@ -1,0 +1,13 @@
+// The kernels for AVX2 with FMA, as x86-64-v3 CPUs have it.
+#include "../kernels.h"
+
+#if defined(LADDER_X86)
+#pragma GCC target("avx2,fma")
+#define LADDER_ISA avx2
+#include "backward.h"
+#include "forward.h"
+
+namespace ladder_kernels::cpu {
+const Kernels avx2_kernels{avx2::forward, avx2::backward};
+}
+#endif

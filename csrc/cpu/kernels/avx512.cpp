@@ -1,0 +1,13 @@
+// The kernels for AVX-512, as x86-64-v4 CPUs have it.
+#include "../kernels.h"
+
+#if defined(LADDER_X86)
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,prefer-vector-width=512")
+#define LADDER_ISA avx512
+#include "backward.h"
+#include "forward.h"
+
+namespace ladder_kernels::cpu {
+const Kernels avx512_kernels{avx512::forward, avx512::backward};
+}
+#endif

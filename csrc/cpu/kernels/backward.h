@@ -1,0 +1,111 @@
+// The backward pass: one read of the inputs and of the incoming gradients, one write of the packed gradients.
+#pragma once
+
+#include "inputs.h"
+#include "sums.h"
+
+namespace ladder_kernels::cpu::LADDER_ISA {
+
+template <class T>
+struct alignas(64) BackwardBuffers {
+  InputBuffers<T> inputs;
+  T grad_z[tile_size], grad_kl[tile_size], grad_elementwise[tile_size];
+  T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], latent[tile_size];
+};
+
+// The incoming gradient of the KL of every element, from the sums it went into.
+template <class T>
+static const T* read_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
+  const Grid& grid = call.step.grid;
+  const double* const by_channel = call.by_channel + tile.batch * grid.channels;
+  const double* const by_position = call.by_position ? call.by_position + tile.batch * grid.positions : nullptr;
+  const double* const by_row = grid.channels_inner ? by_position : by_channel;
+  const double* const by_column = grid.channels_inner ? by_channel : by_position;
+  T* const total = buffers.grad_kl;
+  for (std::int64_t row = 0; row < tile.rows; ++row) {
+    const double shared = by_row ? by_row[tile.row + row] : 0.0;
+#pragma omp simd
+    for (std::int64_t column = 0; column < tile.columns; ++column) {
+      const double own = by_column ? by_column[tile.column + column] : 0.0;
+      total[row * tile.columns + column] = static_cast<T>(shared + own);
+    }
+  }
+  if (call.grad_kl.data != nullptr) {
+    const T* const elementwise = read(call.grad_kl, grid, tile, buffers.grad_elementwise);
+#pragma omp simd
+    for (std::int64_t i = 0; i < size(tile); ++i) total[i] += elementwise[i];
+  }
+  return total;
+}
+
+template <class Options, class T>
+LADDER_FN void backward_element(const Inputs<T>& in, std::int64_t i, IncomingGradients<T> incoming,
+                                const StepGradients<T*>& out) {
+  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
+  const Gaussian<T> p = gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_map);
+  const StepGradients<T> grads = step_gradients<Options::draw, Options::kl, Options::stable>(
+      q, p, in.source[i], in.temperature, incoming);
+  out.q_mean[i] = grads.q_mean;
+  out.q_logvar[i] = grads.q_logvar;
+  if constexpr (Options::kl != KL::none) {
+    out.p_mean[i] = grads.p_mean;
+    out.p_logvar[i] = grads.p_logvar;
+  }
+  if constexpr (Options::draw == Draw::latent) out.latent[i] = grads.latent;
+}
+
+template <class Options, class T = typename Options::T>
+static StepGradients<T*> backward_tile(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
+  constexpr bool has_kl = Options::kl != KL::none;
+  const Grid& grid = call.step.grid;
+  const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
+  const T* const grad_z = read(call.grad_z, grid, tile, buffers.grad_z);
+  const T* const grad_kl = has_kl ? read_grad_kl(call, tile, buffers) : nullptr;
+  const T grad_log_q = call.log_q ? static_cast<T>(call.log_q[tile.batch]) : T(0);
+  const StepGradients<T*> out{
+      target(call.grads.q_mean, grid, tile, buffers.q_mean), target(call.grads.q_logvar, grid, tile, buffers.q_logvar),
+      target(call.grads.p_mean, grid, tile, buffers.p_mean), target(call.grads.p_logvar, grid, tile, buffers.p_logvar),
+      target(call.grads.latent, grid, tile, buffers.latent)};
+#pragma omp simd
+  for (std::int64_t i = 0; i < size(tile); ++i) {
+    backward_element<Options, T>(in, i, {grad_z[i], has_kl ? grad_kl[i] : T(0), grad_log_q}, out);
+  }
+  write(call.grads.q_mean, grid, tile, out.q_mean);
+  write(call.grads.q_logvar, grid, tile, out.q_logvar);
+  write(call.grads.p_mean, grid, tile, out.p_mean);
+  write(call.grads.p_logvar, grid, tile, out.p_logvar);
+  write(call.grads.latent, grid, tile, out.latent);
+  return out;
+}
+
+// The tile of every sample, with p's gradients summed over them.
+template <class Options, class T = typename Options::T>
+static void backward_over_batch(const Backward& call, Tile tile, BackwardBuffers<T>& buffers) {
+  tile.batch = 0;
+  double* const mean = call.p_mean_total + first_element(call.step.grid, tile);
+  double* const logvar = call.p_logvar_total + first_element(call.step.grid, tile);
+  for (std::int64_t i = 0; i < size(tile); ++i) mean[i] = logvar[i] = 0;
+  for (; tile.batch < call.step.grid.batch; ++tile.batch) {
+    const StepGradients<T*> grads = backward_tile<Options>(call, tile, buffers);
+    add_to(mean, grads.p_mean, size(tile));
+    add_to(logvar, grads.p_logvar, size(tile));
+  }
+}
+
+static void backward(const Backward& call, std::int64_t begin, std::int64_t end) {
+  with_options(call.step, [&](auto options) {
+    using Options = decltype(options);
+    BackwardBuffers<typename Options::T> buffers;
+    for (std::int64_t index = begin; index < end; ++index) {
+      for_each_tile(call.step.grid, unit_at(call.step.grid, index), [&](const Tile& tile) {
+        if (call.p_mean_total != nullptr) {
+          backward_over_batch<Options>(call, tile, buffers);
+        } else {
+          backward_tile<Options>(call, tile, buffers);
+        }
+      });
+    }
+  });
+}
+
+}  // namespace ladder_kernels::cpu::LADDER_ISA

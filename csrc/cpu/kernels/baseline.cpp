@@ -1,0 +1,10 @@
+// The kernels for any CPU of the architecture that the extension is compiled for.
+#include "../kernels.h"
+
+#define LADDER_ISA baseline
+#include "backward.h"
+#include "forward.h"
+
+namespace ladder_kernels::cpu {
+const Kernels baseline_kernels{baseline::forward, baseline::backward};
+}

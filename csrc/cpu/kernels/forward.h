@@ -1,0 +1,98 @@
+// The forward pass: one read of the inputs, one write of z, and partial sums of the KL.
+#pragma once
+
+#include "inputs.h"
+#include "sums.h"
+
+namespace ladder_kernels::cpu::LADDER_ISA {
+
+template <class T>
+struct alignas(64) ForwardBuffers {
+  InputBuffers<T> inputs;
+  T z[tile_size], kl[tile_size], log_q[tile_size];
+};
+
+// The partial sums of a unit, on their way to `Forward`.
+struct UnitSums {
+  double log_q = 0, logvar_max = -std::numeric_limits<double>::infinity();
+  alignas(64) double columns[tile_size];
+};
+
+// Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
+template <class Options, class T>
+LADDER_FN void sample_element(const Inputs<T>& in, std::int64_t i, T& z) {
+  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
+  z = draw_latent<Options::draw>(q, in.source[i], in.temperature).z;
+}
+
+template <class Options, class T>
+LADDER_FN void forward_element(const Inputs<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
+  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
+  const Gaussian<T> p = gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_map);
+  const Latent<T> latent = draw_latent<Options::draw>(q, in.source[i], in.temperature);
+  z = latent.z;
+  kl = divergence<Options::kl, Options::stable>(q, p, latent);
+  log_q = log_density(latent.eps, q);
+}
+
+template <class Options, class T = typename Options::T>
+static void sample_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>& buffers) {
+  const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
+  T* const z = target(call.z, call.step.grid, tile, buffers.z);
+#pragma omp simd
+  for (std::int64_t i = 0; i < size(tile); ++i) sample_element<Options>(in, i, z[i]);
+  write(call.z, call.step.grid, tile, z);
+}
+
+template <class Options, class T = typename Options::T>
+static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>& buffers, double* row_sums,
+                         UnitSums& sums) {
+  const Grid& grid = call.step.grid;
+  const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
+  T* const z = target(call.z, grid, tile, buffers.z);
+  T* const kl = target(call.kl, grid, tile, buffers.kl);
+  T* const log_q = buffers.log_q;
+#pragma omp simd
+  for (std::int64_t i = 0; i < size(tile); ++i) forward_element<Options>(in, i, z[i], kl[i], log_q[i]);
+  write(call.z, grid, tile, z);
+  write(call.kl, grid, tile, kl);
+
+  for (std::int64_t row = 0; row < tile.rows; ++row) {
+    row_sums[tile.row + row] = sum(kl + row * tile.columns, tile.columns);
+    add_to(sums.columns, kl + row * tile.columns, tile.columns);
+  }
+  sums.log_q += sum(log_q, size(tile));
+  const double largest = maximum(in.q_logvar, size(tile));
+  if (largest > sums.logvar_max || largest != largest) sums.logvar_max = largest;
+}
+
+template <class Options, class T = typename Options::T>
+static void forward_unit(const Forward& call, std::int64_t index, ForwardBuffers<T>& buffers) {
+  const Grid& grid = call.step.grid;
+  const Unit unit = unit_at(grid, index);
+  if constexpr (Options::kl == KL::none) {
+    for_each_tile(grid, unit, [&](const Tile& tile) { sample_tile<Options>(call, tile, buffers); });
+  } else {
+    UnitSums sums{};
+    double* const row_sums = call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows;
+    for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, row_sums, sums); });
+
+    const std::int64_t column = unit.column_block * grid.tile_columns;
+    double* const column_sums = call.column_sums + (unit.batch * grid.row_blocks + unit.row_block) * grid.columns;
+    for (std::int64_t i = 0; i < minimum(grid.tile_columns, grid.columns - column); ++i) {
+      column_sums[column + i] = sums.columns[i];
+    }
+    call.log_q[index] = sums.log_q;
+    call.logvar_max[index] = sums.logvar_max;
+  }
+}
+
+static void forward(const Forward& call, std::int64_t begin, std::int64_t end) {
+  with_options(call.step, [&](auto options) {
+    using Options = decltype(options);
+    ForwardBuffers<typename Options::T> buffers;
+    for (std::int64_t index = begin; index < end; ++index) forward_unit<Options>(call, index, buffers);
+  });
+}
+
+}  // namespace ladder_kernels::cpu::LADDER_ISA

@@ -1,0 +1,139 @@
+// Tiles: where they lie in a tensor, and their way from its storage type to the compute type and back.
+#pragma once
+
+#include "convert.h"
+
+namespace ladder_kernels::cpu::LADDER_ISA {
+
+struct Tile {
+  std::int64_t batch, row, column, rows, columns;
+};
+
+static inline std::int64_t size(const Tile& tile) { return tile.rows * tile.columns; }
+
+static inline std::int64_t minimum(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Index of the tile's first element in the memory order of z.
+static inline std::int64_t first_element(const Grid& grid, const Tile& tile) {
+  return (tile.batch * grid.rows + tile.row) * grid.columns + tile.column;
+}
+
+// A part of a tile whose elements lie on a linear grid in a tensor. `offset` counts from the tensor's start, `done` from
+// the tile's.
+struct Piece {
+  std::int64_t offset, row_stride, column_stride, done, rows, columns;
+};
+
+static inline std::int64_t space_offset(const View& view, const Grid& grid, std::int64_t position) {
+  if (view.run == grid.positions) return position * view.step;
+  const std::int64_t rest = position / grid.space[2];
+  return rest / grid.space[1] * view.space[0] + rest % grid.space[1] * view.space[1] +
+         position % grid.space[2] * view.space[2];
+}
+
+// The piece that begins `skipped` positions into the tile.
+static inline Piece piece_at(const View& view, const Grid& grid, const Tile& tile, std::int64_t skipped) {
+  const std::int64_t position = (grid.channels_inner ? tile.row : tile.column) + skipped;
+  const std::int64_t channel = grid.channels_inner ? tile.column : tile.row;
+  const std::int64_t offset = tile.batch * view.batch + channel * view.channel + space_offset(view, grid, position);
+  const std::int64_t linear = view.run == grid.positions ? view.run - position : view.run - position % view.run;
+  if (grid.channels_inner) {
+    return {offset, view.step, view.channel, skipped * tile.columns, minimum(linear, tile.rows - skipped), tile.columns};
+  }
+  return {offset, view.channel, view.step, skipped, tile.rows, minimum(linear, tile.columns - skipped)};
+}
+
+template <class F>
+static void for_each_piece(const View& view, const Grid& grid, const Tile& tile, F f) {
+  const std::int64_t positions = grid.channels_inner ? tile.rows : tile.columns;
+  for (std::int64_t skipped = 0; skipped < positions;) {
+    const Piece piece = piece_at(view, grid, tile, skipped);
+    f(piece);
+    skipped += grid.channels_inner ? piece.rows : piece.columns;
+  }
+}
+
+template <class Element>
+struct Strided {
+  Element* data;
+  std::int64_t row_stride, column_stride;
+};
+template <class Element>
+Strided(Element*, std::int64_t, std::int64_t) -> Strided<Element>;
+
+template <class From, class To>
+static void copy(Strided<From> from, Strided<To> to, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    From* const source = from.data + row * from.row_stride;
+    To* const target = to.data + row * to.row_stride;
+    if (from.column_stride == 1 && to.column_stride == 1) {
+#pragma omp simd
+      for (std::int64_t column = 0; column < columns; ++column) {
+        encode(decode(source[column]), target[column]);
+      }
+    } else {
+      for (std::int64_t column = 0; column < columns; ++column) {
+        encode(decode(source[column * from.column_stride]), target[column * to.column_stride]);
+      }
+    }
+  }
+}
+
+// Copies a piece with the inner loop along the dimension that is denser in the tensor.
+template <class From, class To>
+static void copy_piece(const Piece& piece, Strided<From> from, Strided<To> to) {
+  if (piece.column_stride != 1 && piece.row_stride < piece.column_stride) {
+    copy(Strided{from.data, from.column_stride, from.row_stride}, Strided{to.data, to.column_stride, to.row_stride},
+         piece.columns, piece.rows);
+  } else {
+    copy(from, to, piece.rows, piece.columns);
+  }
+}
+
+// The tile inside the tensor itself, if it lies there as in a buffer: contiguous and in the compute type.
+template <class T>
+static T* in_place(const View& view, const Grid& grid, const Tile& tile) {
+  if (view.data == nullptr || view.dtype != dtype_of<T>) return nullptr;
+  const Piece piece = piece_at(view, grid, tile, 0);
+  const bool whole = piece.rows == tile.rows && piece.columns == tile.columns;
+  const bool dense = (piece.column_stride == 1 || tile.columns == 1) &&
+                     (piece.row_stride == tile.columns || tile.rows == 1);
+  return whole && dense ? static_cast<T*>(view.data) + piece.offset : nullptr;
+}
+
+// The tile's elements: inside the tensor, in `buffer`, or zeros where there is no tensor.
+template <class T>
+static const T* read(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
+  alignas(64) static const T zeros[tile_size] = {};
+  if (view.data == nullptr) return zeros;
+  if (const T* inside = in_place<T>(view, grid, tile)) return inside;
+  with_storage_type(view.dtype, [&](auto storage) {
+    const auto* const data = static_cast<const decltype(storage)*>(view.data);
+    for_each_piece(view, grid, tile, [&](const Piece& piece) {
+      copy_piece(piece, Strided{data + piece.offset, piece.row_stride, piece.column_stride},
+                 Strided{buffer + piece.done, tile.columns, 1});
+    });
+  });
+  return buffer;
+}
+
+// Where the tile's elements are to be computed: inside the tensor, or in `buffer` for `write` to bring there.
+template <class T>
+static T* target(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
+  T* const inside = in_place<T>(view, grid, tile);
+  return inside != nullptr ? inside : buffer;
+}
+
+template <class T>
+static void write(const View& view, const Grid& grid, const Tile& tile, const T* values) {
+  if (view.data == nullptr || in_place<T>(view, grid, tile) != nullptr) return;
+  with_storage_type(view.dtype, [&](auto storage) {
+    auto* const data = static_cast<decltype(storage)*>(view.data);
+    for_each_piece(view, grid, tile, [&](const Piece& piece) {
+      copy_piece(piece, Strided{values + piece.done, tile.columns, 1},
+                 Strided{data + piece.offset, piece.row_stride, piece.column_stride});
+    });
+  });
+}
+
+}  // namespace ladder_kernels::cpu::LADDER_ISA

@@ -1,0 +1,70 @@
+// What a kernel is told: plain data, so that it is the same for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../formulas.h"
+
+namespace ladder_kernels::cpu {
+
+enum class Dtype : std::uint8_t { float16, bfloat16, float32, float64 };
+
+// A tensor (B, C, *S), or one half of packed parameters. Strides count elements.
+struct View {
+  void* data = nullptr;  // null: not there; reads as zeros, writes go nowhere
+  Dtype dtype = Dtype::float32;
+  std::int64_t batch = 0, channel = 0, space[3] = {0, 0, 0};
+  // Positions are linear, `step` apart, in runs of this length.
+  std::int64_t run = 1, step = 0;
+};
+
+// The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
+//
+// A tile is worked on at a time: some whole rows, or a piece of one row, either way contiguous in z and small enough for
+// the L1 cache. A unit, some rows of tiles, is what a thread takes and what partial sums belong to. Both depend on
+// the shape alone, and so do the sums.
+struct Grid {
+  std::int64_t batch, channels, space[3], positions;
+  bool channels_inner;  // columns are channels
+  std::int64_t rows, columns;
+  std::int64_t tile_rows, tile_columns, unit_rows;
+  std::int64_t row_blocks, column_blocks;  // units of one sample
+};
+
+constexpr std::int64_t tile_size = 1024;
+
+struct Step {
+  Grid grid;
+  View q_mean, q_logvar, p_mean, p_logvar;
+  View source;  // noise or latent
+  Draw draw;
+  KL kl;
+  bool stable;
+  bool in_double;
+  bool philox;  // noise of `seed` instead of `source`
+  std::uint64_t seed;
+  double temperature;
+  VarianceMap<double> q_map, p_map;
+};
+
+struct Forward {
+  Step step;
+  View z, kl;
+  // Partial sums of the KL: of each row (batch, column_blocks, rows), of each column (batch, row_blocks, columns).
+  double *row_sums, *column_sums;
+  // Of each unit: sum of log q without its -1/2 log 2 pi, and largest raw log-variance of q.
+  double *log_q, *logvar_max;
+};
+
+struct Backward {
+  Step step;
+  View grad_z, grad_kl;  // of z and of the elementwise KL
+  // Gradient of the KL that all positions of a channel share (batch, channels), and all channels of a position
+  // (batch, positions) or null; of log q (batch,).
+  const double *by_channel, *by_position, *log_q;
+  StepGradients<View> grads;
+  // Instead of p's views where p has batch 1: its gradients (1, C, *S) summed over the batch, in z's memory order.
+  double *p_mean_total, *p_logvar_total;
+};
+
+}  // namespace ladder_kernels::cpu

@@ -1,0 +1,43 @@
+// From a plan to a running kernel.
+#pragma once
+
+#include "access.cuh"
+#include "kernels.h"
+#include "options.cuh"
+
+namespace ladder_kernels::cuda {
+
+template <class Kernel, class... Arguments>
+void launch(Kernel kernel, std::int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
+}
+
+inline int threads_of(const Tiles& tiles) {
+  const int threads = tiles.lanes * tiles.rows;
+  return threads < warp_size ? warp_size : threads;
+}
+
+// f(access): how the tensors of this call are read and written.
+template <class F>
+void with_vectors(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float16: return f(Vectors<__half>{});
+    case Dtype::bfloat16: return f(Vectors<__nv_bfloat16>{});
+    default: return f(Vectors<float>{});
+  }
+}
+
+template <class F>
+void with_singles(bool in_double, F f) {
+  in_double ? f(Singles<double>{}) : f(Singles<float>{});
+}
+
+// f(path): of a call that the hot path serves.
+template <class F>
+void with_hot_path(const Step& step, F f) {
+  const bool philox = step.seed != nullptr;
+  if (step.kl == KL::analytic) return philox ? f(HotPath<KL::analytic, true>{}) : f(HotPath<KL::analytic, false>{});
+  return philox ? f(HotPath<KL::monte_carlo, true>{}) : f(HotPath<KL::monte_carlo, false>{});
+}
+
+}  // namespace ladder_kernels::cuda

@@ -1,0 +1,87 @@
+// What a kernel is told: plain data.
+#pragma once
+
+#include <cstdint>
+
+#include "../formulas.h"
+
+namespace ladder_kernels::cuda {
+
+enum class Dtype : std::uint8_t { float16, bfloat16, float32, float64 };
+
+// A tensor (B, C, *S), or packed parameters with `half` from means to log-variances. Strides count elements; those of
+// space are the collapsed dims', aligned right. A sum over some dims is a view too, with stride 0 in them.
+struct View {
+  void* data = nullptr;  // null: not there; reads as zeros, writes go nowhere
+  Dtype dtype = Dtype::float32;
+  std::int64_t batch = 0, half = 0, channel = 0, space[3] = {0, 0, 0};
+};
+
+// The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
+struct Grid {
+  std::int64_t batch;
+  int rows, columns;
+  bool channels_inner;  // columns are channels
+  int space_dims;       // dims left of space once neighbours have been merged wherever all strides allow it
+  int space[3];         // their sizes, aligned right
+};
+
+// A block of threads takes `steps` tiles of one sample, down the rows: `rows` rows of `lanes` threads (a power of
+// two, at most a warp), each with `width` columns. All of it depends on the shapes alone, and so do the sums.
+struct Tiles {
+  int width, lanes, rows, steps;
+  std::int64_t row_blocks, column_blocks;
+};
+
+constexpr int warp_size = 32, max_threads = 128;
+
+struct Step {
+  Grid grid;
+  View q, p;
+  View source;               // noise or latent
+  const std::int64_t* seed;  // or null
+  Draw draw;
+  KL kl;
+  bool stable;
+  double temperature;
+  VarianceMap<double> q_map, p_map;
+};
+
+// Rows and columns [start, stop) of the last two dims, and these dims' sizes.
+struct Window {
+  int row_start, row_stop, column_start, column_stop, height, width;
+};
+
+struct Forward {
+  Step step;
+  Tiles tiles;
+  bool has_window;
+  Window window;
+  View z, kl;
+  // Column sums of the KL (row blocks, batch, columns), row sums (column blocks, batch, rows), and of every block its
+  // KL, restricted KL, log q without constants and largest raw log-variance (4, batch, row blocks x column blocks).
+  void* partials;
+};
+
+// Where the sums go, each contiguous and in the compute dtype. `restricted` may be null.
+struct Sums {
+  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *qvar_max;
+};
+
+struct Backward {
+  Step step;
+  Tiles tiles;
+  bool has_window;
+  Window window;
+  View grad_z, grad_elementwise;
+  View grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_log_q;  // in the compute dtype
+  View grad_q, grad_p, grad_latent;
+};
+
+struct Sample {
+  Step step;
+  Tiles tiles;
+  View z;
+};
+
+}  // namespace ladder_kernels::cuda

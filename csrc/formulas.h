@@ -1,0 +1,161 @@
+// The formulas of the step for one latent element, each once, for every compiled backend.
+//
+// The semantics, the grouping of terms and the NaN behaviour are those of ladder_kernels/backends/torch. Everything is
+// written in terms of standard deviations and of their ratios, so that no variance under- or overflows where its root
+// does not, and with comparisons that a NaN fails, so that it stays one.
+#pragma once
+
+#include "math.h"
+
+namespace ladder_kernels {
+
+// Where z comes from: standard normal noise (given or Philox), a given z, or the mean.
+enum class Draw { noise, latent, mode };
+
+// Which divergence is computed or differentiated.
+enum class KL { none, monte_carlo, analytic };
+
+// Added to the stable variance.
+constexpr double variance_floor = 1e-6;
+
+// Upper clamp and floor. Without floor and clamp, a raw log-variance of 0 is variance 1 exactly: that is N(0, I).
+template <class T>
+struct VarianceMap {
+  T logvar_max, floor;
+};
+
+template <class T>
+struct Gaussian {
+  T mean;
+  T logvar;   // raw, after the clamp
+  T std;
+  T log_var;  // log of the variance
+  T slope;    // d log_var / d logvar
+  bool clamped;
+};
+
+// The Gaussian of raw parameters: variance exp(l) for l <= 0, 1 + l above, plus the floor; not stable: exp(l).
+template <bool stable, class T>
+LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, VarianceMap<T> map) {
+  const bool clamped = raw_logvar > map.logvar_max;
+  const T logvar = clamped ? map.logvar_max : raw_logvar;
+  if constexpr (stable) {
+    const T below = math::exp(logvar > T(0) ? T(0) : logvar), above = logvar < T(0) ? T(0) : logvar;
+    const T variance = below + above + map.floor;
+    return {mean, logvar, math::sqrt(variance), math::log(variance), math::divide(below, variance), clamped};
+  } else {
+    return {mean, logvar, math::exp(T(0.5) * logvar), logvar, T(1), clamped};
+  }
+}
+
+// z, and its standardised residual eps = (z - mean) / std with the temperature included.
+template <class T>
+struct Latent {
+  T eps, z;
+};
+
+template <Draw draw, class T>
+LADDER_FN Latent<T> draw_latent(const Gaussian<T>& q, T source, T temperature) {
+  if constexpr (draw == Draw::latent) {
+    return {math::divide(source - q.mean, q.std), source};
+  } else if constexpr (draw == Draw::noise) {
+    const T eps = source * temperature;
+    return {eps, q.mean + q.std * eps};
+  } else {
+    return {T(0), q.mean};
+  }
+}
+
+// log N(z) without its -1/2 log 2 pi, from the standardised residual of z.
+template <class T>
+LADDER_FN T log_density(T eps, const Gaussian<T>& gaussian) {
+  return T(-0.5) * (eps * eps + gaussian.log_var);
+}
+
+// vq / vp, minus one and logarithm, both exact to rounding where the variances are close.
+template <class T>
+struct VarianceRatio {
+  T minus_one, log;
+};
+
+template <bool stable, class T>
+LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<T>& q, const Gaussian<T>& p) {
+  const T std_ratio = math::divide(q.std, p.std), ratio = std_ratio * std_ratio;
+  const T log = stable ? math::log(ratio) : q.logvar - p.logvar;
+  // Near one, ratio - 1 loses what expm1 keeps; far from it, expm1 multiplies the error of the logarithm.
+  const bool near_one = log * log < T(0.25);
+  return {near_one ? math::expm1_near_zero(log) : ratio - T(1), log};
+}
+
+template <KL kl, bool stable, class T>
+LADDER_FN T divergence(const Gaussian<T>& q, const Gaussian<T>& p, Latent<T> latent) {
+  if constexpr (kl == KL::analytic) {
+    const VarianceRatio<T> ratio = variance_ratio<stable>(q, p);
+    const T residual = math::divide(q.mean - p.mean, p.std);
+    return T(0.5) * ((ratio.minus_one - ratio.log) + residual * residual);
+  } else {
+    return log_density(latent.eps, q) - log_density(math::divide(latent.z - p.mean, p.std), p);
+  }
+}
+
+// Gradients that arrive at one element: of z, of its KL and of log q(z); zero where not used.
+template <class T>
+struct IncomingGradients {
+  T z, kl, log_q;
+};
+
+// With respect to the raw parameters and to a given latent.
+template <class T>
+struct StepGradients {
+  T q_mean, q_logvar, p_mean, p_logvar, latent;
+};
+
+// From log of the variance on to the raw log-variance; 0 beyond the clamp.
+template <class T>
+LADDER_FN T to_raw_logvar(T grad_log_var, const Gaussian<T>& gaussian) {
+  return gaussian.clamped ? T(0) : grad_log_var * gaussian.slope;
+}
+
+// Where neither z nor, for a given latent, log q(z) has an incoming gradient, `draw` is to be the mode: nothing flows
+// through eps then, and an infinite eps or std must not make NaN of a gradient of 0.
+template <Draw draw, KL kl, bool stable, class T>
+LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T>& p, T source, T temperature,
+                                          IncomingGradients<T> incoming) {
+  const Latent<T> latent = draw_latent<draw>(q, source, temperature);
+  StepGradients<T> grads{};
+  T to_z = incoming.z, to_log_q = incoming.log_q, to_q_log_var = T(0);
+
+  if constexpr (kl != KL::none) {
+    const T residual = math::divide((kl == KL::analytic ? q.mean : latent.z) - p.mean, p.std);
+    const T pull = math::divide(incoming.kl * residual, p.std);
+    grads.p_mean = -pull;
+    if constexpr (kl == KL::analytic) {
+      const T ratio_minus_one = variance_ratio<stable>(q, p).minus_one;
+      grads.q_mean = pull;
+      to_q_log_var = T(0.5) * incoming.kl * ratio_minus_one;
+      grads.p_logvar = to_raw_logvar(T(-0.5) * incoming.kl * (ratio_minus_one + residual * residual), p);
+    } else {
+      to_z += pull;
+      to_log_q += incoming.kl;
+      grads.p_logvar = to_raw_logvar(T(0.5) * incoming.kl * (T(1) - residual * residual), p);
+    }
+  }
+
+  if constexpr (draw == Draw::latent) {
+    // z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
+    const T score = math::divide(to_log_q * latent.eps, q.std);
+    grads.q_mean += score;
+    to_z -= score;
+    to_q_log_var += T(0.5) * to_log_q * (latent.eps * latent.eps - T(1));
+    grads.latent = to_z;
+  } else {
+    // z = mean + std eps: eps is a constant, so log q depends on the std alone.
+    grads.q_mean += to_z;
+    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * latent.eps * q.std;
+    to_q_log_var -= T(0.5) * to_log_q;
+  }
+  grads.q_logvar = to_raw_logvar(to_q_log_var, q);
+  return grads;
+}
+
+}  // namespace ladder_kernels

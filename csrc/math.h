@@ -1,0 +1,158 @@
+// Elementary functions of the step, for float and double, on the host and on the device.
+//
+// The host's float versions have no branch and no table, so that loops over them vectorise; those of double are libm's.
+// "ulp" is the largest error beside each, measured against double on every float of the stated range.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+// Internal linkage: csrc/cpu compiles these functions for several instruction sets, and the linker must not merge them.
+#if defined(__CUDACC__)
+#define LADDER_FN static __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define LADDER_FN static inline __attribute__((always_inline))
+#else
+#define LADDER_FN static inline
+#endif
+
+namespace ladder_kernels::math {
+
+template <class To, class From>
+LADDER_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// The polynomial c0 + c1 x + c2 x^2 + ...
+template <class T>
+LADDER_FN T polynomial(T, T c0) {
+  return c0;
+}
+template <class T, class... Rest>
+LADDER_FN T polynomial(T x, T c0, Rest... rest) {
+  return c0 + x * polynomial(x, rest...);
+}
+
+template <class T>
+struct SinCos {
+  T sin, cos;
+};
+
+LADDER_FN double exp(double x) { return ::exp(x); }
+LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
+LADDER_FN double log(double x) { return ::log(x); }
+LADDER_FN double sqrt(double x) { return ::sqrt(x); }
+LADDER_FN double divide(double x, double y) { return x / y; }
+LADDER_FN SinCos<double> sincos_turns(double u) {
+  const double angle = 6.283185307179586 * u;
+  return {::sin(angle), ::cos(angle)};
+}
+
+// e^x - 1 for |x| <= 1/2; meaningless outside. 1.0 ulp.
+LADDER_FN float expm1_near_zero(float x) {
+  const float tail =
+      polynomial(x, 0.50000006f, 0.166666642f, 0.0416653603f, 0.00833357871f, 0.00139961764f, 0.000198498092f);
+  return x + x * x * tail;
+}
+
+#if defined(__CUDA_ARCH__)
+
+// The approximate instructions of the special function unit, as ladder_kernels/backends/triton/math.py takes them;
+// flush-to-zero, so that no instruction is spent on denormals. NaN stays NaN.
+#define LADDER_APPROXIMATE(name, instruction)             \
+  static __device__ __forceinline__ float name(float x) { \
+    float y;                                              \
+    asm(instruction " %0, %1;" : "=f"(y) : "f"(x));       \
+    return y;                                             \
+  }
+LADDER_APPROXIMATE(approximate_exp2, "ex2.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_reciprocal, "rcp.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_sin, "sin.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
+#undef LADDER_APPROXIMATE
+
+LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
+LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
+LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
+LADDER_FN float divide(float x, float y) { return x * approximate_reciprocal(y); }
+LADDER_FN SinCos<float> sincos_turns(float u) {
+  const float angle = 6.28318531f * u;
+  return {approximate_sin(angle), approximate_cos(angle)};
+}
+
+#else
+
+LADDER_FN float sqrt(float x) { return ::sqrtf(x); }
+LADDER_FN float divide(float x, float y) { return x / y; }
+
+// A float and the integer it stands for.
+struct Rounded {
+  float value;
+  std::int32_t integer;
+};
+
+// The nearest integer of |x| < 2^22: at 1.5 * 2^23 the spacing of floats is one.
+LADDER_FN Rounded round(float x) {
+  constexpr float shift = 12582912.0f;
+  const float shifted = x + shift;
+  return {shifted - shift, bit_cast<std::int32_t>(shifted) - bit_cast<std::int32_t>(shift)};
+}
+
+// 2^n for -126 <= n <= 127.
+LADDER_FN float power_of_two(std::int32_t n) { return bit_cast<float>((n + 127) << 23); }
+
+// e^x. 0 for -inf, inf for inf, NaN for NaN; denormal results are exact to their spacing. 1.0 ulp.
+LADDER_FN float exp(float x) {
+  // Beyond these the result is inf and 0 anyway; a NaN passes both comparisons.
+  x = x > 89.0f ? 89.0f : x;
+  x = x < -104.0f ? -104.0f : x;
+  // x = n ln 2 + r; the first part of ln 2 has 9 bits, so n times it is exact.
+  const Rounded n = round(x * 1.44269504f);
+  const float r = x - n.value * 0.693359375f - n.value * -2.12194440e-4f;
+  const float tail = polynomial(r, 0.49999994f, 0.166665211f, 0.041668389f, 0.00836871006f, 0.00138146128f);
+  // In two steps: 2^n alone may be denormal or overflow where the result does not.
+  const std::int32_t half = n.integer >> 1;
+  return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
+}
+
+// ln x. -inf for 0, NaN below and for NaN, inf for inf; denormals included. 1.0 ulp.
+LADDER_FN float log(float x) {
+  constexpr float smallest_normal = std::numeric_limits<float>::min(), infinity = std::numeric_limits<float>::infinity();
+  const bool denormal = x < smallest_normal;
+  const std::int32_t bits = bit_cast<std::int32_t>(denormal ? x * 8388608.0f : x);
+  // x = 2^n (1 + r) with 1 + r between sqrt(1/2), whose bits these are, and sqrt(2).
+  const std::int32_t n = (bits - 0x3f3504f3) >> 23;
+  const float r = bit_cast<float>(bits - (n << 23)) - 1.0f;
+  const float exponent = static_cast<float>(n) - (denormal ? 23.0f : 0.0f);
+  const float tail = polynomial(r, 0.333333313f, -0.250008196f, 0.200012267f, -0.166233569f, 0.142017588f,
+                                -0.131601825f, 0.12761575f, -0.0763449296f);
+  const float square = r * r;
+  const float low = square * r * tail + exponent * -2.12194440e-4f - 0.5f * square;
+  const float finite = exponent * 0.693359375f + (r + low);
+  const float at_most_zero = x == 0.0f ? -infinity : std::numeric_limits<float>::quiet_NaN();
+  // Infinity and NaN are not below infinity and are returned as they are.
+  return x < infinity ? (x > 0.0f ? finite : at_most_zero) : x;
+}
+
+// sin and cos of 2 pi u for 0 <= u <= 1. Error at most 1.0e-7.
+LADDER_FN SinCos<float> sincos_turns(float u) {
+  const Rounded quarter = round(4.0f * u);
+  const float r = u - 0.25f * quarter.value, square = r * r;
+  const float sin = r * polynomial(square, 6.28318548f, -41.3416634f, 81.5923538f, -75.3935623f);
+  const float cos = 1.0f + square * polynomial(square, -19.7392082f, 64.9393234f, -85.4432373f, 59.2292442f);
+  const bool odd = (quarter.integer & 1) != 0;
+  const std::int32_t sin_sign = (quarter.integer & 2) << 30, cos_sign = ((quarter.integer + 1) & 2) << 30;
+  return {bit_cast<float>(bit_cast<std::int32_t>(odd ? cos : sin) ^ sin_sign),
+          bit_cast<float>(bit_cast<std::int32_t>(odd ? sin : cos) ^ cos_sign)};
+}
+
+#endif
+
+}  // namespace ladder_kernels::math
