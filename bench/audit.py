@@ -112,6 +112,7 @@ def _compile(variant: Variant, fast: bool, warp_size: int) -> tuple[Any, int, in
         "grid": (1,),
     }
     strides = (plan.q_strides, plan.p_strides, None)
+    arguments: tuple[Any, ...]
     if direction == "forward":
         arguments = (values, values, seed, values, None, sums, *strides, *space, None, None, *loop)
         compiled = forward_kernel.warmup(*arguments, ANALYTICAL=kl == "analytic", **constants)

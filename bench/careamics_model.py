@@ -3,10 +3,11 @@
 import contextlib
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from careamics.config.architectures.lvae_config import LVAEConfig
 from careamics.config.losses.loss_config import LVAELossConfig
 from careamics.losses.lvae.lvae_losses import hdn_loss
@@ -18,6 +19,7 @@ ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
 LEVELS = len(ARCHITECTURE["z_dims"])
 # Every level halves the patch, and upstream's block crops an odd latent, which no longer fits its encoder.
 PATCH_MULTIPLE = 2 ** (LEVELS + 1)
+MARGIN = PATCH_MULTIPLE // 2
 LOGVAR_LOWERBOUND = -5.0  # LadderVAE's own, which it leaves to the likelihood
 
 Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor] | None]
@@ -44,33 +46,47 @@ def bottom_block(model: Any) -> nn.Module:
 
 @torch.no_grad()
 def predict(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> Tensor:
-    """The mean of several predictions (H, W) for a normalised image (H, W): the MMSE estimate."""
+    """The mean of several predictions (H, W) for a normalised image (H, W): the MMSE estimate.
+
+    The sides of the image are multiples of `PATCH_MULTIPLE`.
+    """
+    wide = _reflected(image)
     model = copy.deepcopy(model).eval()
-    model.reset_for_inference(tuple(image.shape))
+    model.reset_for_inference(tuple(wide.shape[-2:]))
     torch.manual_seed(seed)
-    return torch.stack([model(image[None, None])[0][0, 0] for _ in range(samples)]).mean(0)
+    return _trimmed(torch.stack([model(wide)[0][0, 0] for _ in range(samples)]).mean(0), image)
 
 
 @torch.no_grad()
-def kl_maps(model: Any, image: Tensor, patch: int, *, samples: int, seed: int = 0) -> list[Tensor]:
+def kl_maps(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> list[Tensor]:
     """The KL per latent position in nats, in closed form, one map per level, bottom to top; mean of several samples.
 
-    `image` (H, W) is normalised and its sides are multiples of `patch`: out of prediction mode the learned prior of
-    the top level has the training patch's size, so the image goes through patch by patch.
+    `image` (H, W) is normalised, its sides are multiples of `PATCH_MULTIPLE`.
     """
+    wide = _reflected(image)
     model = copy.deepcopy(model).eval()
     model.mode_pred = False
     for layer in model.top_down_layers:
         layer.analytical_kl = True  # a map of one-sample estimates shows little but their noise
-    tiles = image.unfold(0, patch, patch).unfold(1, patch, patch)
-    rows, columns = tiles.shape[:2]
+    _repeat_top_prior(model.top_down_layers[-1], [size // 2**LEVELS for size in wide.shape[-2:]])
     torch.manual_seed(seed)
-    draws = [model(tiles.reshape(-1, 1, patch, patch))[1]["kl_spatial"] for _ in range(samples)]
-    return [_stitch(torch.stack(level).mean(0), rows, columns) for level in zip(*draws, strict=True)]
+    draws = [model(wide)[1]["kl_spatial"] for _ in range(samples)]
+    return [_trimmed(torch.cat(level).mean(0), image) for level in zip(*draws, strict=True)]
 
 
-def _stitch(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Tiles (rows * columns, h, w) as one image (rows * h, columns * w)."""
-    _, height, width = tiles.shape
-    grid = tiles.view(rows, columns, height, width).transpose(1, 2)
-    return grid.reshape(rows * height, columns * width)
+def _repeat_top_prior(layer: Any, sizes: Sequence[int]) -> None:
+    """Tile the learned prior, which has the training patch's size, over a latent of other spatial sizes."""
+    prior = layer.top_prior_params
+    repeats = [-(-size // have) for size, have in zip(sizes, prior.shape[-2:], strict=True)]
+    layer.top_prior_params = nn.Parameter(prior.repeat(1, 1, *repeats)[..., : sizes[0], : sizes[1]])
+
+
+def _reflected(image: Tensor) -> Tensor:
+    """An image (H, W) as a batch (1, 1, H + 2 * MARGIN, W + 2 * MARGIN), so that its edges see no zero padding."""
+    return F.pad(image[None, None], (MARGIN,) * 4, mode="reflect")
+
+
+def _trimmed(wide: Tensor, image: Tensor) -> Tensor:
+    """The part of a result (h, w) for `_reflected(image)`, at any level's resolution, that belongs to the image."""
+    margin = MARGIN * wide.shape[0] // (image.shape[0] + 2 * MARGIN)
+    return wide[margin:-margin, margin:-margin]

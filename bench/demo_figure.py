@@ -93,9 +93,10 @@ def _kl_maps(figure: Figure, findings: Findings) -> None:
         values = findings.kl_maps[level].numpy()
         height, width = values.shape
         axes.set_title(f"{height} x {width} latents, nats each", loc="right", size=11, color=FAINT)
-        # The brightest percent saturates: a few latents would else leave the rest dark.
-        shown = axes.imshow(values, cmap="magma", vmin=0, vmax=float(np.quantile(values, 0.99)))
-        bar = figure.colorbar(shown, cax=axes.inset_axes((0, -0.05, 1, 0.025)), orientation="horizontal", extend="max")
+        # Two percent saturate: a few latents would else leave the rest in one colour.
+        darkest, brightest = np.quantile(values, (0.01, 0.99))
+        shown = axes.imshow(values, cmap="magma", vmin=darkest, vmax=brightest)
+        bar = figure.colorbar(shown, cax=axes.inset_axes((0, -0.05, 1, 0.025)), orientation="horizontal", extend="both")
         bar.outline.set_visible(False)
 
 
@@ -113,7 +114,7 @@ def _not_reached(axes: Axes) -> None:
 
 
 def _curves(figure: Figure, findings: Findings) -> None:
-    cells = GridSpec(2, 1, left=0.055, right=0.455, top=0.295, bottom=0.065, height_ratios=[1.5, 1], hspace=0.1)
+    cells = GridSpec(2, 1, left=0.065, right=0.455, top=0.295, bottom=0.065, height_ratios=[1.5, 1], hspace=0.1)
     upper, lower = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
     losses, differences = findings.losses(), findings.differences()
     upper.set_title("Loss of every step", loc="left", size=13, weight="bold")

@@ -76,7 +76,7 @@ def run(findings: Findings, image: micrograph.Micrograph, device: torch.device) 
     print(f"denoising: mean of {PREDICTIONS} predictions of each ...", flush=True)
     normalised = image.normalised()[shown].to(device)
     findings.kl_maps = [
-        level.cpu() for level in careamics_model.kl_maps(models[OURS], normalised, patch, samples=KL_SAMPLES, seed=SEED)
+        level.cpu() for level in careamics_model.kl_maps(models[OURS], normalised, samples=KL_SAMPLES, seed=SEED)
     ]
     for name in NAMES:
         denoised = careamics_model.predict(models[name], normalised, samples=PREDICTIONS, seed=SEED)

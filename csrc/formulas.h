@@ -34,17 +34,29 @@ struct Gaussian {
   bool clamped;
 };
 
+template <class T>
+LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
+  return raw_logvar > map.logvar_max ? map.logvar_max : raw_logvar;
+}
+
+// The exponential in the variance. Apart from `gaussian`, so that a kernel may compute many before it goes on.
+template <bool stable, class T>
+LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
+  const T logvar = clamp(raw_logvar, map);
+  return math::exp(stable ? (logvar > T(0) ? T(0) : logvar) : T(0.5) * logvar);
+}
+
 // The Gaussian of raw parameters: variance exp(l) for l <= 0, 1 + l above, plus the floor; not stable: exp(l).
 template <bool stable, class T>
-LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, VarianceMap<T> map) {
+LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<T> map) {
+  const T logvar = clamp(raw_logvar, map);
   const bool clamped = raw_logvar > map.logvar_max;
-  const T logvar = clamped ? map.logvar_max : raw_logvar;
   if constexpr (stable) {
-    const T below = math::exp(logvar > T(0) ? T(0) : logvar), above = logvar < T(0) ? T(0) : logvar;
-    const T variance = below + above + map.floor;
-    return {mean, logvar, math::sqrt(variance), math::log(variance), math::divide(below, variance), clamped};
+    const T variance = exponential + (logvar < T(0) ? T(0) : logvar) + map.floor;
+    const T slope = math::divide(exponential, variance);
+    return {mean, logvar, math::sqrt(variance), math::positive_log(variance), slope, clamped};
   } else {
-    return {mean, logvar, math::exp(T(0.5) * logvar), logvar, T(1), clamped};
+    return {mean, logvar, exponential, logvar, T(1), clamped};
   }
 }
 

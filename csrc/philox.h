@@ -47,7 +47,7 @@ struct NormalPair {
 
 template <class T>
 LADDER_FN NormalPair<T> box_muller(std::uint32_t word1, std::uint32_t word2) {
-  const T radius = math::sqrt(T(-2) * math::log(uniform<T>(word1)));
+  const T radius = math::sqrt(T(-2) * math::positive_log(uniform<T>(word1)));
   const math::SinCos<T> turn = math::sincos_turns(uniform<T>(word2));
   return {radius * turn.cos, radius * turn.sin};
 }

@@ -7,7 +7,6 @@ cannot do at all (generate from the prior, train on patches that are not square)
 import copy
 import functools
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladder_kernels import NormalStochasticBlock, patch_model, unpatch_model
 from tests.careamics_models import HDN, SETUPS, TILES, TINY, History, Setup, blocks, kinds, predict, tensors, train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These layers are too small to share: on a busy machine a second thread makes a step up to ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=SETUPS.values(), ids=lambda setup: setup.name)
@@ -120,6 +110,14 @@ def test_a_patched_model_in_float64_follows_upstream_to_ten_digits(name: str) ->
     upstream = train(setup.build().to(torch.float64), setup, steps=3)
     assert_same_losses(ours, upstream, rtol=1e-10)
     assert_same_gradients(ours, upstream, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hdn", "musplit-context-analytical", "denoisplit-context-kl_restricted", "3d_to_3d"])
+def test_every_backend_follows_upstream(backend: str, name: str) -> None:
+    setup = SETUPS[name]
+    ours, upstream = train(patched(setup.build()), setup, steps=3), train(setup.build(), setup, steps=3)
+    assert_same_losses(ours, upstream)
+    assert_same_gradients(ours, upstream)
 
 
 def test_a_patched_model_in_bfloat16_trains_and_sums_its_kl_in_float32() -> None:

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from bench import demo, demo_run
-from bench.careamics_model import kl_maps
+from bench.careamics_model import build_model, kl_maps, predict
 from bench.demo_table import console_table
 from bench.measure import Calls, bytes_kept, count_calls, median_seconds
 from bench.micrograph import load_micrograph, psnr, random_patches
@@ -176,14 +174,14 @@ def test_random_patches_are_cut_from_the_image() -> None:
     assert (patches[:, 0, 1, 1] - patches[:, 0, 0, 0] == 5).all()
 
 
-def test_kl_maps_put_the_tiles_together() -> None:
-    class Pooled(nn.Module):
-        top_down_layers = ()
-
-        def forward(self, tiles: Tensor) -> tuple[None, dict[str, list[Tensor]]]:
-            return None, {"kl_spatial": [F.avg_pool2d(tiles, side)[:, 0] for side in (2, 4)]}
-
-    image = torch.randn(16, 24)
-    maps = kl_maps(Pooled(), image, 8, samples=2)
-    for found, side in zip(maps, (2, 4), strict=True):
-        torch.testing.assert_close(found, F.avg_pool2d(image[None], side)[0])
+def test_predict_and_kl_maps_fit_the_image_and_leave_the_model() -> None:
+    model = build_model(32).train()
+    image = torch.randn(32, 96)
+    assert predict(model, image, samples=2).shape == (32, 96)
+    maps = kl_maps(model, image, samples=1)
+    assert [level.shape for level in maps] == [(16, 48), (8, 24), (4, 12), (2, 6)]
+    assert all((level >= 0).all() for level in maps)
+    assert model.training
+    assert not model.mode_pred
+    assert not model.analytical_kl
+    assert model.top_down_layers[-1].top_prior_params.shape[-2:] == (2, 2)

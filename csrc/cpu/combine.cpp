@@ -7,8 +7,8 @@
 namespace ladder_kernels::cpu {
 namespace {
 
-// A thread is worth waking for about ten microseconds of work.
-constexpr std::int64_t sums_per_thread = 32768;
+// A thread is worth waking for some ten microseconds of work.
+constexpr std::int64_t sums_per_thread = 131072;
 
 constexpr double half_log_two_pi = 0.918938533204672742;
 
@@ -69,8 +69,9 @@ double largest_log_variance(const Forward& call) {
     if (value > largest || value != value) largest = value;
   }
   // The map is monotone, so it is applied to the largest raw one.
-  return call.step.stable ? gaussian<true>(0.0, largest, call.step.q_map).log_var
-                          : gaussian<false>(0.0, largest, call.step.q_map).log_var;
+  const VarianceMap<double>& map = call.step.q_map;
+  return call.step.stable ? gaussian<true>(0.0, largest, exponential<true>(largest, map), map).log_var
+                          : gaussian<false>(0.0, largest, exponential<false>(largest, map), map).log_var;
 }
 
 }  // namespace

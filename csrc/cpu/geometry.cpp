@@ -8,7 +8,7 @@ namespace ladder_kernels::cpu {
 namespace {
 
 // Enough units to share among threads, large enough that their partial sums cost nothing.
-constexpr std::int64_t units_wanted = 32, unit_size = 16384;
+constexpr std::int64_t units_wanted = 32, unit_size = 16384, smallest_tile = 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
 
@@ -45,13 +45,13 @@ Grid grid_of(const at::Tensor& q) {
   grid.columns = grid.channels_inner ? grid.channels : grid.positions;
   if (grid.rows == 0 || grid.columns == 0) return grid;
 
+  const std::int64_t share = grid.batch * grid.rows * grid.columns / units_wanted;
+  const std::int64_t tile = std::clamp(share, smallest_tile, tile_size), unit = std::clamp(share, tile, unit_size);
   // Tiles of about equal width, whole vectors wide.
-  const std::int64_t width = divide_up(grid.columns, divide_up(grid.columns, tile_size));
+  const std::int64_t width = divide_up(grid.columns, divide_up(grid.columns, tile));
   grid.tile_columns = std::min(grid.columns, divide_up(width, 16) * 16);
-  grid.tile_rows = std::min(grid.rows, tile_size / grid.tile_columns);
-  const std::int64_t total = grid.batch * grid.rows * grid.columns;
-  const std::int64_t wanted = std::clamp(total / units_wanted, tile_size, unit_size);
-  grid.unit_rows = std::min(grid.rows, divide_up(wanted, grid.tile_rows * grid.tile_columns) * grid.tile_rows);
+  grid.tile_rows = std::min(grid.rows, std::max<std::int64_t>(tile / grid.tile_columns, 1));
+  grid.unit_rows = std::min(grid.rows, divide_up(unit, grid.tile_rows * grid.tile_columns) * grid.tile_rows);
   grid.row_blocks = divide_up(grid.rows, grid.unit_rows);
   grid.column_blocks = divide_up(grid.columns, grid.tile_columns);
   return grid;

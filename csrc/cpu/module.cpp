@@ -67,6 +67,7 @@ PyMODINIT_FUNC PyInit__C() {
     PyErr_SetString(PyExc_ImportError, error.what());
     return nullptr;
   }
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

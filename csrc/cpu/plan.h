@@ -20,9 +20,8 @@ struct View {
 
 // The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
 //
-// A tile is worked on at a time: some whole rows, or a piece of one row, either way contiguous in z and small enough for
-// the L1 cache. A unit, some rows of tiles, is what a thread takes and what partial sums belong to. Both depend on
-// the shape alone, and so do the sums.
+// A tile is worked on at a time: some whole rows, or a piece of one row, either way contiguous in z. A unit, some rows
+// of tiles, is what a thread takes and what partial sums belong to. Both depend on the shape alone, and so do the sums.
 struct Grid {
   std::int64_t batch, channels, space[3], positions;
   bool channels_inner;  // columns are channels
@@ -31,7 +30,9 @@ struct Grid {
   std::int64_t row_blocks, column_blocks;  // units of one sample
 };
 
-constexpr std::int64_t tile_size = 1024;
+// Elements of the largest tile: its buffers fit the L2 cache, and the runs that it reads are long enough for the CPU to
+// prefetch them.
+constexpr std::int64_t tile_size = 4096;
 
 struct Step {
   Grid grid;

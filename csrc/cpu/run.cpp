@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 
@@ -24,12 +25,15 @@ const Kernels& kernels() {
 }
 
 template <class Call>
-void run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t), const Call& call, std::int64_t units) {
+void run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), const Call& call, std::int64_t units) {
   if (units == 0) return;
   const Grid& grid = call.step.grid;
   const std::int64_t elements = grid.batch * grid.rows * grid.columns / units;
   at::parallel_for(0, units, elements_per_thread / std::max<std::int64_t>(elements, 1) + 1,
-                   [&](std::int64_t begin, std::int64_t end) { kernel(call, begin, end); });
+                   [&](std::int64_t begin, std::int64_t end) {
+                     const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(kernels().scratch_size);
+                     kernel(call, begin, end, scratch.get());
+                   });
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct View {
   void* data = nullptr;  // null: not there; reads as zeros, writes go nowhere
   Dtype dtype = Dtype::float32;
   std::int64_t batch = 0, half = 0, channel = 0, space[3] = {0, 0, 0};
+  int row_bytes = 0;  // between rows; only where `tiles.width` is that of vectors
 };
 
 // The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
@@ -27,13 +28,23 @@ struct Grid {
 };
 
 // A block of threads takes `steps` tiles of one sample, down the rows: `rows` rows of `lanes` threads (a power of
-// two, at most a warp), each with `width` columns. All of it depends on the shapes alone, and so do the sums.
+// two, at most a warp), each with `width` columns. All of it depends on shapes and strides alone, and so do the sums.
 struct Tiles {
   int width, lanes, rows, steps;
   std::int64_t row_blocks, column_blocks;
 };
 
+// Two sixteen-byte words of float32, one of 16-bit elements, two Philox blocks.
+constexpr int vector_width = 8;
 constexpr int warp_size = 32, max_threads = 128;
+
+LADDER_FN std::int64_t blocks_per_sample(const Tiles& tiles) { return tiles.row_blocks * tiles.column_blocks; }
+
+template <class T>
+struct Parameters {
+  VarianceMap<T> q_map, p_map;
+  T temperature;
+};
 
 struct Step {
   Grid grid;
@@ -43,9 +54,12 @@ struct Step {
   Draw draw;
   KL kl;
   bool stable;
-  double temperature;
-  VarianceMap<double> q_map, p_map;
+  Parameters<float> in_float;
+  Parameters<double> in_double;
 };
+
+LADDER_FN const Parameters<float>& parameters(const Step& step, float) { return step.in_float; }
+LADDER_FN const Parameters<double>& parameters(const Step& step, double) { return step.in_double; }
 
 // Rows and columns [start, stop) of the last two dims, and these dims' sizes.
 struct Window {
@@ -62,6 +76,11 @@ struct Forward {
   // KL, restricted KL, log q without constants and largest raw log-variance (4, batch, row blocks x column blocks).
   void* partials;
 };
+
+// How many values `Forward::partials` holds.
+LADDER_FN std::int64_t partials_size(const Grid& grid, const Tiles& tiles) {
+  return grid.batch * (tiles.row_blocks * grid.columns + tiles.column_blocks * grid.rows + 4 * blocks_per_sample(tiles));
+}
 
 // Where the sums go, each contiguous and in the compute dtype. `restricted` may be null.
 struct Sums {

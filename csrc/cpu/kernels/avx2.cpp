@@ -8,6 +8,6 @@
 #include "forward.h"
 
 namespace ladder_kernels::cpu {
-const Kernels avx2_kernels{avx2::forward, avx2::backward};
+const Kernels avx2_kernels{avx2::forward, avx2::backward, avx2::scratch_size};
 }
 #endif

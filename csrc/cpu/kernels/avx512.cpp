@@ -8,6 +8,6 @@
 #include "forward.h"
 
 namespace ladder_kernels::cpu {
-const Kernels avx512_kernels{avx512::forward, avx512::backward};
+const Kernels avx512_kernels{avx512::forward, avx512::backward, avx512::scratch_size};
 }
 #endif

@@ -13,6 +13,9 @@ struct alignas(64) BackwardBuffers {
   T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], latent[tile_size];
 };
 
+// No other buffers are larger.
+constexpr std::size_t scratch_size = sizeof(BackwardBuffers<double>);
+
 // The incoming gradient of the KL of every element, from the sums it went into.
 template <class T>
 static const T* read_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
@@ -41,10 +44,8 @@ static const T* read_grad_kl(const Backward& call, const Tile& tile, BackwardBuf
 template <class Options, class T>
 LADDER_FN void backward_element(const Inputs<T>& in, std::int64_t i, IncomingGradients<T> incoming,
                                 const StepGradients<T*>& out) {
-  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
-  const Gaussian<T> p = gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_map);
   const StepGradients<T> grads = step_gradients<Options::draw, Options::kl, Options::stable>(
-      q, p, in.source[i], in.temperature, incoming);
+      q_at<Options>(in, i), p_at<Options>(in, i), source_at<Options>(in, i), in.temperature, incoming);
   out.q_mean[i] = grads.q_mean;
   out.q_logvar[i] = grads.q_logvar;
   if constexpr (Options::kl != KL::none) {
@@ -92,10 +93,10 @@ static void backward_over_batch(const Backward& call, Tile tile, BackwardBuffers
   }
 }
 
-static void backward(const Backward& call, std::int64_t begin, std::int64_t end) {
+static void backward(const Backward& call, std::int64_t begin, std::int64_t end, void* scratch) {
   with_options(call.step, [&](auto options) {
     using Options = decltype(options);
-    BackwardBuffers<typename Options::T> buffers;
+    auto& buffers = *static_cast<BackwardBuffers<typename Options::T>*>(scratch);
     for (std::int64_t index = begin; index < end; ++index) {
       for_each_tile(call.step.grid, unit_at(call.step.grid, index), [&](const Tile& tile) {
         if (call.p_mean_total != nullptr) {

@@ -6,5 +6,5 @@
 #include "forward.h"
 
 namespace ladder_kernels::cpu {
-const Kernels baseline_kernels{baseline::forward, baseline::backward};
+const Kernels baseline_kernels{baseline::forward, baseline::backward, baseline::scratch_size};
 }

@@ -40,15 +40,16 @@ LADDER_FN void encode(float value, BFloat16& to) {
 }
 
 LADDER_FN void encode(float value, Half& to) {
-  constexpr std::uint32_t infinity = 255u << 23, too_large = 143u << 23, smallest_normal = 113u << 23;
-  const std::uint32_t bits = math::bit_cast<std::uint32_t>(value), magnitude = bits & 0x7fffffffu;
-  const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  constexpr std::int32_t infinity = 255 << 23, too_large = 143 << 23, smallest_normal = 113 << 23;
+  const std::int32_t bits = math::bit_cast<std::int32_t>(value), magnitude = bits & 0x7fffffff;
   // Adding 1/2, whose ulp is the spacing of denormal halves, leaves their bits at the bottom.
   const float shifted = math::bit_cast<float>(magnitude) + 0.5f;
-  const std::uint32_t denormal = math::bit_cast<std::uint32_t>(shifted) - math::bit_cast<std::uint32_t>(0.5f);
-  const std::uint32_t finite = magnitude < smallest_normal ? denormal : normal;
-  const std::uint32_t special = magnitude > infinity ? 0x7e00u : 0x7c00u;
-  to.bits = static_cast<std::uint16_t>((magnitude >= too_large ? special : finite) | (bits >> 16 & 0x8000u));
+  const std::int32_t denormal = math::bit_cast<std::int32_t>(shifted) - math::bit_cast<std::int32_t>(0.5f);
+  std::int32_t half = (magnitude - (112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  half = magnitude < smallest_normal ? denormal : half;
+  half = magnitude >= too_large ? 0x7c00 : half;
+  half = magnitude > infinity ? 0x7e00 : half;
+  to.bits = static_cast<std::uint16_t>(half | (bits >> 16 & 0x8000));
 }
 
 template <class T>

@@ -21,15 +21,13 @@ struct UnitSums {
 // Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
 template <class Options, class T>
 LADDER_FN void sample_element(const Inputs<T>& in, std::int64_t i, T& z) {
-  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
-  z = draw_latent<Options::draw>(q, in.source[i], in.temperature).z;
+  z = draw_latent<Options::draw>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
 }
 
 template <class Options, class T>
 LADDER_FN void forward_element(const Inputs<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
-  const Gaussian<T> q = gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_map);
-  const Gaussian<T> p = gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_map);
-  const Latent<T> latent = draw_latent<Options::draw>(q, in.source[i], in.temperature);
+  const Gaussian<T> q = q_at<Options>(in, i), p = p_at<Options>(in, i);
+  const Latent<T> latent = draw_latent<Options::draw>(q, source_at<Options>(in, i), in.temperature);
   z = latent.z;
   kl = divergence<Options::kl, Options::stable>(q, p, latent);
   log_q = log_density(latent.eps, q);
@@ -87,10 +85,10 @@ static void forward_unit(const Forward& call, std::int64_t index, ForwardBuffers
   }
 }
 
-static void forward(const Forward& call, std::int64_t begin, std::int64_t end) {
+static void forward(const Forward& call, std::int64_t begin, std::int64_t end, void* scratch) {
   with_options(call.step, [&](auto options) {
     using Options = decltype(options);
-    ForwardBuffers<typename Options::T> buffers;
+    auto& buffers = *static_cast<ForwardBuffers<typename Options::T>*>(scratch);
     for (std::int64_t index = begin; index < end; ++index) forward_unit<Options>(call, index, buffers);
   });
 }

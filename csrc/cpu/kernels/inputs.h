@@ -11,12 +11,14 @@ constexpr std::int64_t noise_size = tile_size + 8;
 
 template <class T>
 struct alignas(64) InputBuffers {
-  T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], source[noise_size];
+  T q_mean[tile_size], q_logvar[tile_size], q_exponential[tile_size];
+  T p_mean[tile_size], p_logvar[tile_size], p_exponential[tile_size];
+  T source[noise_size];
 };
 
 template <class T>
 struct Inputs {
-  const T *q_mean, *q_logvar, *p_mean, *p_logvar, *source;
+  const T *q_mean, *q_logvar, *q_exponential, *p_mean, *p_logvar, *p_exponential, *source;
   VarianceMap<T> q_map, p_map;
   T temperature;
 };
@@ -43,22 +45,52 @@ static const T* philox_noise(std::uint64_t seed, std::int64_t first, std::int64_
   return buffer + lead;
 }
 
+// Computed before anything that depends on them: the CPU would not find enough to do between an exponential and the
+// logarithm that waits for it.
+template <bool stable, class T>
+static const T* exponentials(const T* logvar, std::int64_t count, VarianceMap<T> map, T* buffer) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) buffer[i] = exponential<stable>(logvar[i], map);
+  return buffer;
+}
+
+// What nothing depends on is not read.
 template <class Options, class T = typename Options::T>
 static Inputs<T> read_inputs(const Step& step, const Tile& tile, InputBuffers<T>& buffers) {
-  // What nothing depends on is not touched.
-  constexpr bool has_kl = Options::kl != KL::none, has_source = Options::draw != Draw::mode;
-  const VarianceMap<double>&q = step.q_map, &p = step.p_map;
-  return {
-      read(step.q_mean, step.grid, tile, buffers.q_mean),
-      read(step.q_logvar, step.grid, tile, buffers.q_logvar),
-      read(has_kl ? step.p_mean : View{}, step.grid, tile, buffers.p_mean),
-      read(has_kl ? step.p_logvar : View{}, step.grid, tile, buffers.p_logvar),
-      has_source && step.philox ? philox_noise(step.seed, first_element(step.grid, tile), size(tile), buffers.source)
-                                : read(has_source ? step.source : View{}, step.grid, tile, buffers.source),
-      {static_cast<T>(q.logvar_max), static_cast<T>(q.floor)},
-      {static_cast<T>(p.logvar_max), static_cast<T>(p.floor)},
-      static_cast<T>(step.temperature),
-  };
+  Inputs<T> in{};
+  in.temperature = static_cast<T>(step.temperature);
+  in.q_map = {static_cast<T>(step.q_map.logvar_max), static_cast<T>(step.q_map.floor)};
+  in.q_mean = read(step.q_mean, step.grid, tile, buffers.q_mean);
+  in.q_logvar = read(step.q_logvar, step.grid, tile, buffers.q_logvar);
+  in.q_exponential = exponentials<Options::stable>(in.q_logvar, size(tile), in.q_map, buffers.q_exponential);
+  if constexpr (Options::kl != KL::none) {
+    in.p_map = {static_cast<T>(step.p_map.logvar_max), static_cast<T>(step.p_map.floor)};
+    in.p_mean = read(step.p_mean, step.grid, tile, buffers.p_mean);
+    in.p_logvar = read(step.p_logvar, step.grid, tile, buffers.p_logvar);
+    in.p_exponential = exponentials<Options::stable>(in.p_logvar, size(tile), in.p_map, buffers.p_exponential);
+  }
+  if constexpr (Options::draw != Draw::mode) {
+    in.source = step.philox ? philox_noise(step.seed, first_element(step.grid, tile), size(tile), buffers.source)
+                            : read(step.source, step.grid, tile, buffers.source);
+  }
+  return in;
+}
+
+template <class Options, class T>
+LADDER_FN Gaussian<T> q_at(const Inputs<T>& in, std::int64_t i) {
+  return gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_exponential[i], in.q_map);
+}
+
+template <class Options, class T>
+LADDER_FN Gaussian<T> p_at(const Inputs<T>& in, std::int64_t i) {
+  if constexpr (Options::kl == KL::none) return {};
+  return gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_exponential[i], in.p_map);
+}
+
+template <class Options, class T>
+LADDER_FN T source_at(const Inputs<T>& in, std::int64_t i) {
+  if constexpr (Options::draw == Draw::mode) return T(0);
+  return in.source[i];
 }
 
 }  // namespace ladder_kernels::cpu::LADDER_ISA

@@ -18,8 +18,8 @@ static inline std::int64_t first_element(const Grid& grid, const Tile& tile) {
   return (tile.batch * grid.rows + tile.row) * grid.columns + tile.column;
 }
 
-// A part of a tile whose elements lie on a linear grid in a tensor. `offset` counts from the tensor's start, `done` from
-// the tile's.
+// A part of a tile whose elements lie on a linear grid in a tensor. `offset` counts from the tensor's start, `done`
+// from the tile's.
 struct Piece {
   std::int64_t offset, row_stride, column_stride, done, rows, columns;
 };
@@ -38,7 +38,8 @@ static inline Piece piece_at(const View& view, const Grid& grid, const Tile& til
   const std::int64_t offset = tile.batch * view.batch + channel * view.channel + space_offset(view, grid, position);
   const std::int64_t linear = view.run == grid.positions ? view.run - position : view.run - position % view.run;
   if (grid.channels_inner) {
-    return {offset, view.step, view.channel, skipped * tile.columns, minimum(linear, tile.rows - skipped), tile.columns};
+    const std::int64_t rows = minimum(linear, tile.rows - skipped);
+    return {offset, view.step, view.channel, skipped * tile.columns, rows, tile.columns};
   }
   return {offset, view.channel, view.step, skipped, tile.rows, minimum(linear, tile.columns - skipped)};
 }

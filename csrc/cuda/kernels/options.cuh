@@ -1,7 +1,7 @@
 // The options of a step inside a kernel: known to the compiler on the hot path, looked up for each element elsewhere.
 #pragma once
 
-#include "plan.h"
+#include "../plan.h"
 
 namespace ladder_kernels::cuda {
 
@@ -12,21 +12,21 @@ struct Options {
   static constexpr bool stable = stable_;
 };
 
-// The hot path: parameters' default map, noise.
-template <KL kl, bool philox_>
+// Noise, and a KL.
+template <KL kl, bool stable, bool philox, bool p>
 struct HotPath {
-  static constexpr bool philox = philox_;
-
   __device__ static bool has_philox(const Step&) { return philox; }
+  __device__ static bool has_p(const Step&) { return p; }
 
   template <class F>
   __device__ static auto with(const Step&, F f) {
-    return f(Options<Draw::noise, kl, true>{});
+    return f(Options<Draw::noise, kl, stable>{});
   }
 };
 
 struct AnyPath {
   __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
+  __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
 
   template <class F>
   __device__ static auto with(const Step& step, F f) {

@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "plan.h"
+#include "../plan.h"
 
 namespace ladder_kernels::cuda {
 

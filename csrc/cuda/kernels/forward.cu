@@ -12,23 +12,23 @@ struct Element {
   T z, kl, log_q, logvar;
 };
 
-template <class Path, class Access>
-LADDER_FN Element<typename Access::T> forward_element(const Inputs<Access, Path>& in, typename Access::T q_mean,
-                                                      typename Access::T q_raw, typename Access::T p_mean,
-                                                      typename Access::T p_raw, typename Access::T source) {
-  using T = typename Access::T;
-  return Path::with(in.step, [&](auto options) -> Element<T> {
+template <class Path, class T>
+__device__ Element<T> forward_element(const Step& step, T q_mean, T q_raw, T p_mean, T p_raw, T source) {
+  return Path::with(step, [&](auto options) -> Element<T> {
     using Options = decltype(options);
     if constexpr (Options::kl == KL::none) {
       return {};
     } else {
-      const Gaussian<T> q = gaussian<Options::stable>(q_mean, q_raw, in.q_map);
-      const Gaussian<T> p = gaussian<Options::stable>(p_mean, p_raw, in.p_map);
-      const Latent<T> latent = draw_latent<Options::draw>(q, source, in.temperature);
+      const Parameters<T>& use = parameters(step, T());
+      const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
+      const Gaussian<T> p = gaussian_of<Options::stable>(p_mean, p_raw, use.p_map);
+      const Latent<T> latent = draw_latent<Options::draw>(q, source, use.temperature);
       return {latent.z, divergence<Options::kl, Options::stable>(q, p, latent), log_density(latent.eps, q), q.logvar};
     }
   });
 }
+
+__device__ __forceinline__ bool stores_row_sums(const Place& place) { return place.lane == 0 && place.has_columns; }
 
 // What a thread has added up.
 template <class T, int width>
@@ -36,23 +36,36 @@ struct Totals {
   T column_kl[width] = {}, restricted = 0, log_q = 0, logvar_max = -std::numeric_limits<T>::infinity();
 };
 
+// Where rows are positions: of those row sums that the thread itself has stored, the sum inside the window.
+template <class T>
+__device__ __forceinline__ T window_of_rows(const Forward& call, const Place& place, const T* row_sums) {
+  T sum = 0;
+  if (!stores_row_sums(place)) return sum;
+  for (int step = 0; step < call.tiles.steps; ++step) {
+    const int row = place.row + step * call.tiles.rows;
+    if (row < call.step.grid.rows && inside(call.window, row)) sum += row_sums[row];
+  }
+  return sum;
+}
+
 // The thread's sums over rows become the block's: of every column, and of all.
-template <class T, int width>
+template <class Access, class T, int width>
 __device__ __forceinline__ void store_partials(const Forward& call, const Place& place, const Totals<T, width>& totals) {
   const Grid& grid = call.step.grid;
   const Partials<T> partials(call);
   __shared__ T columns[max_threads * width];
+  const int tile_columns = call.tiles.lanes * width, tile_row = threadIdx.x / call.tiles.lanes;
+  const std::int64_t first = place.column_block * tile_columns;
   T kl = 0, restricted = totals.restricted;
 #pragma unroll
   for (int i = 0; i < width; ++i) {
-    columns[threadIdx.x * width + i] = totals.column_kl[i];
+    const int column = place.template column_of<Access::vector>(i);
+    if (place.has_columns) columns[tile_row * tile_columns + column - first] = totals.column_kl[i];
     kl += totals.column_kl[i];
-    const bool in_window = call.has_window && !grid.channels_inner && inside(call.window, place.column + i);
+    const bool in_window = call.has_window && !grid.channels_inner && inside(call.window, column);
     restricted += in_window ? totals.column_kl[i] : T(0);
   }
   __syncthreads();
-  const int tile_columns = call.tiles.lanes * width;
-  const std::int64_t first = place.column_block * tile_columns;
   T* const column_sums = partials.column_sums + (place.row_block * grid.batch + place.sample) * grid.columns;
   for (int column = threadIdx.x; column < tile_columns && first + column < grid.columns; column += blockDim.x) {
     T sum = 0;
@@ -78,26 +91,24 @@ __global__ void __launch_bounds__(max_threads) forward_kernel(const __grid_const
   using T = typename Access::T;
   constexpr int width = Access::width;
   const Grid& grid = call.step.grid;
-  const Place place = place_of(call.tiles, blockIdx.x, threadIdx.x);
-  const Inputs<Access, Path> in(call.step, place.sample, place.column);
-  const typename Access::Columns z(grid, call.z, place.sample, place.column);
-  const typename Access::FloatColumns kl(grid, call.kl, place.sample, place.column);
+  const Place place = place_of<width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
+  const Inputs<Access, Path> in(call.step, place);
+  const typename Access::Columns z(grid, call.z, place);
+  const typename Access::FloatColumns kl(grid, call.kl, place);
   T* const row_sums = Partials<T>(call).row_sums + (place.column_block * grid.batch + place.sample) * grid.rows;
-  const bool has_columns = place.column < grid.columns && static_cast<int>(threadIdx.x) < call.tiles.lanes * call.tiles.rows;
   Totals<T, width> totals;
 
   for (int step = 0; step < call.tiles.steps; ++step) {
     const int row = place.row + step * call.tiles.rows;
     T row_kl = 0;
-    if (has_columns && row < grid.rows) {
-      const auto q_mean = in.q_mean.load(row), q_logvar = in.q_logvar.load(row);
-      const auto p_mean = in.p_mean.load(row), p_logvar = in.p_logvar.load(row);
+    if (place.has_columns && row < grid.rows) {
+      const auto q = in.load_q(row), p = in.load_p(row);
       const auto source = in.load_source(row);
       Values<T, width> row_z, element_kl;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        const Element<T> element = forward_element<Path, Access>(in, q_mean.at[i], q_logvar.at[i], p_mean.at[i],
-                                                                 p_logvar.at[i], source.at[i]);
+        const auto element = forward_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], p.mean.at[i],
+                                                   p.logvar.at[i], source.at[i]);
         row_z.at[i] = element.z;
         element_kl.at[i] = element.kl;
         row_kl += element.kl;
@@ -105,14 +116,14 @@ __global__ void __launch_bounds__(max_threads) forward_kernel(const __grid_const
         totals.log_q += element.log_q;
         totals.logvar_max = nan_max(totals.logvar_max, element.logvar);
       }
-      z.store(row, row_z);
-      kl.store(row, element_kl);
-      if (call.has_window && grid.channels_inner && inside(call.window, row)) totals.restricted += row_kl;
+      if (call.z.data != nullptr) z.store(row, row_z);
+      if (call.kl.data != nullptr) kl.store(row, element_kl);
     }
     row_kl = reduce_lanes(row_kl, call.tiles.lanes, Add{});
-    if (place.lane == 0 && has_columns && row < grid.rows) row_sums[row] = row_kl;
+    if (stores_row_sums(place) && row < grid.rows) row_sums[row] = row_kl;
   }
-  store_partials(call, place, totals);
+  if (call.has_window && grid.channels_inner) totals.restricted = window_of_rows(call, place, row_sums);
+  store_partials<Access>(call, place, totals);
 }
 
 }  // namespace

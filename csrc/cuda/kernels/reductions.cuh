@@ -1,14 +1,17 @@
 // Sums and maxima over the threads of a row and of a block, in a fixed order.
 #pragma once
 
-#include "plan.h"
+#include "../plan.h"
 
 namespace ladder_kernels::cuda {
 
-template <class T>
-LADDER_FN T nan_max(T a, T b) {
-  return a > b || a != a ? a : b;
+// NaN if either is.
+__device__ __forceinline__ float nan_max(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
 }
+__device__ __forceinline__ double nan_max(double a, double b) { return a > b || a != a ? a : b; }
 
 struct Add {
   template <class T>

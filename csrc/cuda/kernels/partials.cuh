@@ -1,11 +1,9 @@
 // The partial sums that the forward kernel leaves to `sums_kernel`; `Forward::partials` says what they are.
 #pragma once
 
-#include "plan.h"
+#include "../plan.h"
 
 namespace ladder_kernels::cuda {
-
-LADDER_FN std::int64_t blocks_per_sample(const Tiles& tiles) { return tiles.row_blocks * tiles.column_blocks; }
 
 template <class T>
 struct Partials {
@@ -22,9 +20,5 @@ struct Partials {
     logvar_max = log_q + scalars;
   }
 };
-
-LADDER_FN std::int64_t partials_size(const Grid& grid, const Tiles& tiles) {
-  return grid.batch * (tiles.row_blocks * grid.columns + tiles.column_blocks * grid.rows + 4 * blocks_per_sample(tiles));
-}
 
 }  // namespace ladder_kernels::cuda

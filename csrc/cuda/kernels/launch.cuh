@@ -1,8 +1,10 @@
 // From a plan to a running kernel.
 #pragma once
 
+#include <type_traits>
+
 #include "access.cuh"
-#include "kernels.h"
+#include "../kernels.h"
 #include "options.cuh"
 
 namespace ladder_kernels::cuda {
@@ -32,12 +34,24 @@ void with_singles(bool in_double, F f) {
   in_double ? f(Singles<double>{}) : f(Singles<float>{});
 }
 
-// f(path): of a call that the hot path serves.
+template <class F>
+void with_flag(bool flag, F f) {
+  flag ? f(std::true_type{}) : f(std::false_type{});
+}
+
+// f(path): of a call that takes vectors.
 template <class F>
 void with_hot_path(const Step& step, F f) {
-  const bool philox = step.seed != nullptr;
-  if (step.kl == KL::analytic) return philox ? f(HotPath<KL::analytic, true>{}) : f(HotPath<KL::analytic, false>{});
-  return philox ? f(HotPath<KL::monte_carlo, true>{}) : f(HotPath<KL::monte_carlo, false>{});
+  with_flag(step.kl == KL::analytic, [&](auto analytic) {
+    with_flag(step.stable, [&](auto stable) {
+      with_flag(step.seed != nullptr, [&](auto philox) {
+        with_flag(step.p.data != nullptr, [&](auto p) {
+          constexpr KL kl = decltype(analytic)::value ? KL::analytic : KL::monte_carlo;
+          f(HotPath<kl, decltype(stable)::value, decltype(philox)::value, decltype(p)::value>{});
+        });
+      });
+    });
+  });
 }
 
 }  // namespace ladder_kernels::cuda

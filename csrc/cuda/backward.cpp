@@ -1,0 +1,114 @@
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "arguments.h"
+#include "geometry.h"
+#include "kernels.h"
+
+namespace ladder_kernels::cuda {
+namespace {
+
+constexpr int max_steps = 8;
+
+// Gradients of the outputs, in the order of `StepGrads`, as the kernels read them.
+struct Grads {
+  OptionalTensor z, samplewise, restricted, channelwise, spatial, log_q, elementwise;
+
+  bool have_kl() const { return samplewise || restricted || channelwise || spatial || elementwise; }
+};
+
+// What nothing flows through is not read, as `step_gradients` wants it.
+void drop_unused(Step& step, const Grads& grads) {
+  if (!grads.have_kl()) {
+    step.kl = KL::none;
+    step.p = View{};
+  }
+  const bool eps_used = step.draw == Draw::latent ? grads.log_q.has_value() : grads.z.has_value();
+  if (eps_used || step.kl == KL::monte_carlo) return;
+  step.draw = Draw::mode;
+  step.source = View{};
+  step.seed = nullptr;
+}
+
+void set_incoming(Backward& call, const Grads& grads, at::OptionalIntArrayRef window) {
+  const Grid& grid = call.step.grid;
+  if (grads.z) call.grad_z = latent_view(*grads.z, grid);
+  if (grads.elementwise) call.grad_elementwise = latent_view(*grads.elementwise, grid);
+  if (grads.samplewise) call.grad_samplewise = sample_view(*grads.samplewise, grid);
+  if (grads.channelwise) call.grad_channelwise = channel_view(*grads.channelwise, grid);
+  if (grads.spatial) call.grad_spatial = space_view(*grads.spatial, grid);
+  if (grads.log_q) call.grad_log_q = sample_view(*grads.log_q, grid);
+  if (grads.restricted && window) {
+    call.grad_restricted = sample_view(*grads.restricted, grid);
+    call.window = window_of(*window, grid);
+    call.has_window = true;
+  }
+}
+
+void run(Backward& call, bool computes_in_double) {
+  Step& step = call.step;
+  Grid& grid = step.grid;
+  collapse_space(grid, {&step.q, &step.p, &step.source, &call.grad_z, &call.grad_elementwise, &call.grad_spatial,
+                        &call.grad_q, &call.grad_p, &call.grad_latent});
+  const bool shared_p = call.grad_p.data != nullptr && grid.batch > 1 && call.grad_p.batch == 0;
+  const bool vectors =
+      is_hot(step) && step.kl != KL::none && !shared_p &&
+      take_vectors(grid, {&step.q, &step.p, &step.source, &call.grad_z, &call.grad_elementwise, &call.grad_q,
+                          &call.grad_p});
+  call.tiles = tiles_of(grid, vectors ? vector_width : 1, shared_p ? 1 : max_steps);
+  launch_backward(call, shared_p, computes_in_double, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+
+Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
+                   bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
+                   at::OptionalIntArrayRef window, bool /*elementwise*/, const OptionalTensor& grad_z,
+                   const OptionalTensor& grad_samplewise, const OptionalTensor& grad_restricted,
+                   const OptionalTensor& grad_channelwise, const OptionalTensor& grad_spatial,
+                   const OptionalTensor& grad_logprob_q, const OptionalTensor& /*grad_qvar_max*/,
+                   const OptionalTensor& grad_elementwise, bool needs_q, bool needs_p, bool needs_latent) {
+  Backward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+  const Grid& grid = call.step.grid;
+  const bool computes_in_double = in_double(call.step), given_latent = call.step.draw == Draw::latent;
+  const std::int64_t channels = q.size(1) / 2;
+  const c10::cuda::CUDAGuard guard(q.device());
+
+  const auto sums = computes_in_double ? at::kDouble : at::kFloat;
+  auto latent_shape = q.sizes().vec(), spatial_shape = latent_shape;
+  latent_shape[1] = channels;
+  spatial_shape.erase(spatial_shape.begin() + 1);
+  const Grads grads{checked_grad(grad_z, "the gradient of z", latent_shape, q.scalar_type(), q),
+                    checked_grad(grad_samplewise, "the gradient of kl_samplewise", {grid.batch}, sums, q),
+                    checked_grad(grad_restricted, "the gradient of kl_restricted", {grid.batch}, sums, q),
+                    checked_grad(grad_channelwise, "the gradient of kl_channelwise", {grid.batch, channels}, sums, q),
+                    checked_grad(grad_spatial, "the gradient of kl_spatial", spatial_shape, sums, q),
+                    checked_grad(grad_logprob_q, "the gradient of logprob_q", {grid.batch}, sums, q),
+                    checked_grad(grad_elementwise, "the gradient of kl_elementwise", latent_shape, sums, q)};
+  drop_unused(call.step, grads);
+  set_incoming(call, grads, window);
+
+  OptionalTensor grad_q, grad_p, grad_latent;
+  if (needs_q) {
+    grad_q = empty_dense(q, grid.batch, 2 * channels, q.scalar_type());
+    call.grad_q = packed_view(*grad_q, grid);
+  }
+  if (needs_p && p && grads.have_kl()) {
+    grad_p = empty_dense(q, p->size(0), 2 * channels, p->scalar_type());
+    call.grad_p = packed_view(*grad_p, grid);
+  }
+  if (needs_latent && given_latent) {
+    grad_latent = empty_dense(q, grid.batch, channels, source->scalar_type());
+    call.grad_latent = latent_view(*grad_latent, grid);
+  }
+  if (q.numel() > 0) {
+    run(call, computes_in_double);
+  } else if (grad_p) {
+    grad_p->zero_();  // a p of batch 1 and no samples
+  }
+  return {grad_q, grad_p, grad_latent};
+}
+
+}  // namespace ladder_kernels::cuda

@@ -1,0 +1,102 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "arguments.h"
+#include "geometry.h"
+#include "kernels.h"
+
+namespace ladder_kernels::cuda {
+namespace {
+
+constexpr int max_steps = 32;
+
+// The sums of no elements.
+void fill_empty(Outputs& out) {
+  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
+  for (at::Tensor* const sum : {&samplewise, &channelwise, &spatial, &logprob_q}) sum->zero_();
+  if (restricted) restricted->zero_();
+  qvar_max.fill_(-std::numeric_limits<double>::infinity());
+}
+
+void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
+  Grid& grid = call.step.grid;
+  const bool computes_in_double = in_double(call.step);
+  collapse_space(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
+  const bool vectors = is_hot(call.step) &&
+                       take_vectors(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
+  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
+  const at::Tensor partials = at::empty(partials_size(grid, call.tiles), options);
+  call.partials = partials.data_ptr();
+
+  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
+  const at::Tensor &row_sums = grid.channels_inner ? spatial : channelwise,
+                   &column_sums = grid.channels_inner ? channelwise : spatial;
+  const Sums sums{samplewise.data_ptr(),  restricted ? restricted->data_ptr() : nullptr, row_sums.data_ptr(),
+                  column_sums.data_ptr(), logprob_q.data_ptr(),                          qvar_max.data_ptr()};
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  launch_forward(call, computes_in_double, stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch_sums(call, sums, computes_in_double, stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+
+Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
+                bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
+                at::OptionalIntArrayRef window, bool elementwise) {
+  Forward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+  const Grid& grid = call.step.grid;
+  const std::int64_t channels = q.size(1) / 2;
+  const c10::cuda::CUDAGuard guard(q.device());
+  const auto options = q.options().dtype(in_double(call.step) ? at::kDouble : at::kFloat);
+  auto spatial_shape = q.sizes().vec();
+  spatial_shape.erase(spatial_shape.begin() + 1);
+
+  Outputs out;
+  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
+  if (call.step.draw != Draw::latent) {
+    z = empty_dense(q, grid.batch, channels, q.scalar_type());
+    call.z = latent_view(*z, grid);
+  }
+  if (elementwise) {
+    kl = empty_dense(q, grid.batch, channels, options.dtype().toScalarType());
+    call.kl = latent_view(*kl, grid);
+  }
+  if (window) {
+    call.window = window_of(*window, grid);
+    call.has_window = true;
+    restricted = at::empty({grid.batch}, options);
+  }
+  samplewise = at::empty({grid.batch}, options);
+  channelwise = at::empty({grid.batch, channels}, options);
+  spatial = at::empty(spatial_shape, options);
+  logprob_q = at::empty({grid.batch}, options);
+  qvar_max = at::empty({}, options);
+  q.numel() == 0 ? fill_empty(out) : run(call, out, options);
+  return out;
+}
+
+at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, bool /*analytical*/,
+                  bool stable, std::optional<double> logvar_max, double temperature,
+                  at::OptionalIntArrayRef /*window*/, bool /*elementwise*/) {
+  Sample call{step_of(q, {}, source, draw, false, stable, logvar_max, temperature)};
+  Grid& grid = call.step.grid;
+  call.step.kl = KL::none;
+  const c10::cuda::CUDAGuard guard(q.device());
+  at::Tensor z = empty_dense(q, grid.batch, q.size(1) / 2, q.scalar_type());
+  if (q.numel() == 0) return z;
+  call.z = latent_view(z, grid);
+  collapse_space(grid, {&call.step.q, &call.step.source, &call.z});
+  const bool vectors = is_hot(call.step) && take_vectors(grid, {&call.step.q, &call.step.source, &call.z});
+  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
+  launch_sample(call, in_double(call.step), c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return z;
+}
+
+}  // namespace ladder_kernels::cuda

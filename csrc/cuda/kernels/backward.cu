@@ -1,0 +1,179 @@
+// The packed gradients of q and p, and that of a given latent, in one pass.
+#include "inputs.cuh"
+#include "launch.cuh"
+
+namespace ladder_kernels::cuda {
+namespace {
+
+template <class T>
+__device__ T load_sum(const Grid& grid, const View& view, std::int64_t sample, int row, int column) {
+  if (view.data == nullptr) return T(0);
+  const std::int64_t offset = sample * view.batch + row_offset(grid, view, row) + column_offset(grid, view, column);
+  return static_cast<const T*>(view.data)[offset];
+}
+
+// The gradients that arrive at a thread's columns of one sample. Those of the KL's sums come in two parts: what all
+// rows share is read once.
+template <class Access>
+struct Incoming {
+  using T = typename Access::T;
+  static constexpr int width = Access::width;
+
+  const Backward& call;
+  const Grid& grid;
+  typename Access::Columns z;
+  typename Access::FloatColumns elementwise;
+  std::int64_t sample;
+  T log_q, restricted, by_column[width];
+
+  __device__ Incoming(const Backward& call, const Place& place)
+      : call(call),
+        grid(call.step.grid),
+        z(grid, call.grad_z, place),
+        elementwise(grid, call.grad_elementwise, place),
+        sample(place.sample),
+        log_q(load_sum<T>(grid, call.grad_log_q, sample, 0, 0)),
+        restricted(load_sum<T>(grid, call.grad_restricted, sample, 0, 0)) {
+    const T samplewise = load_sum<T>(grid, call.grad_samplewise, sample, 0, 0);
+    const View& over_rows = grid.channels_inner ? call.grad_channelwise : call.grad_spatial;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const int column = place.template column_of<Access::vector>(i);
+      by_column[i] = samplewise + load_sum<T>(grid, over_rows, sample, 0, column);
+      if (!grid.channels_inner) by_column[i] += in_window(column);
+    }
+  }
+
+  __device__ Values<T, width> load_z(int row) const {
+    return call.grad_z.data == nullptr ? Values<T, width>{} : z.load(row);
+  }
+
+  __device__ Values<T, width> load_kl(int row) const {
+    T by_row = load_sum<T>(grid, grid.channels_inner ? call.grad_spatial : call.grad_channelwise, sample, row, 0);
+    if (grid.channels_inner) by_row += in_window(row);
+    Values<T, width> kl = call.grad_elementwise.data == nullptr ? Values<T, width>{} : elementwise.load(row);
+#pragma unroll
+    for (int i = 0; i < width; ++i) kl.at[i] += by_row + by_column[i];
+    return kl;
+  }
+
+ private:
+  __device__ T in_window(int position) const {
+    return call.has_window && inside(call.window, position) ? restricted : T(0);
+  }
+};
+
+template <class Path, class T>
+__device__ StepGradients<T> backward_element(const Step& step, T q_mean, T q_raw, T p_mean, T p_raw, T source,
+                                             IncomingGradients<T> incoming) {
+  return Path::with(step, [&](auto options) {
+    using Options = decltype(options);
+    const Parameters<T>& use = parameters(step, T());
+    const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
+    const Gaussian<T> p = gaussian_of<Options::stable>(p_mean, p_raw, use.p_map);
+    return step_gradients<Options::draw, Options::kl, Options::stable>(q, p, source, use.temperature, incoming);
+  });
+}
+
+// A thread's columns of one sample: reads, computes, and writes all but p's gradients, which it returns.
+template <class Access, class Path>
+class BackwardColumns {
+ public:
+  using T = typename Access::T;
+  static constexpr int width = Access::width;
+
+  __device__ BackwardColumns(const Backward& call, const Place& place)
+      : call(call),
+        in(call.step, place),
+        incoming(call, place),
+        q_mean(call.step.grid, call.grad_q, place, 0),
+        q_logvar(call.step.grid, call.grad_q, place, 1),
+        latent(call.step.grid, call.grad_latent, place) {}
+
+  __device__ Raw<T, width> run(int row) const {
+    const auto q = in.load_q(row), p = in.load_p(row);
+    const auto source = in.load_source(row), grad_z = incoming.load_z(row), grad_kl = incoming.load_kl(row);
+    Raw<T, width> to_q, to_p;
+    Values<T, width> to_latent;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const StepGradients<T> grads =
+          backward_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], p.mean.at[i], p.logvar.at[i], source.at[i],
+                                 {grad_z.at[i], grad_kl.at[i], incoming.log_q});
+      to_q.mean.at[i] = grads.q_mean;
+      to_q.logvar.at[i] = grads.q_logvar;
+      to_p.mean.at[i] = grads.p_mean;
+      to_p.logvar.at[i] = grads.p_logvar;
+      to_latent.at[i] = grads.latent;
+    }
+    if (call.grad_q.data != nullptr) {
+      q_mean.store(row, to_q.mean);
+      q_logvar.store(row, to_q.logvar);
+    }
+    if (call.grad_latent.data != nullptr) latent.store(row, to_latent);
+    return to_p;
+  }
+
+ private:
+  const Backward& call;
+  Inputs<Access, Path> in;
+  Incoming<Access> incoming;
+  typename Access::Columns q_mean, q_logvar, latent;
+};
+
+template <class Access, class Path>
+__global__ void __launch_bounds__(max_threads) backward_kernel(const __grid_constant__ Backward call) {
+  const Grid& grid = call.step.grid;
+  const Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
+  if (!place.has_columns) return;
+  const BackwardColumns<Access, Path> columns(call, place);
+  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_logvar(grid, call.grad_p, place, 1);
+
+  for (int step = 0; step < call.tiles.steps; ++step) {
+    const int row = place.row + step * call.tiles.rows;
+    if (row >= grid.rows) return;
+    const auto to_p = columns.run(row);
+    if (call.grad_p.data != nullptr) {
+      p_mean.store(row, to_p.mean);
+      p_logvar.store(row, to_p.logvar);
+    }
+  }
+}
+
+// p has batch 1: a thread takes one tile of every sample in turn and sums p's gradients over them.
+template <class Access>
+__global__ void __launch_bounds__(max_threads) backward_shared_kernel(const __grid_constant__ Backward call) {
+  using T = typename Access::T;
+  const Grid& grid = call.step.grid;
+  Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
+  if (!place.has_columns || place.row >= grid.rows) return;
+  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_logvar(grid, call.grad_p, place, 1);
+  T mean = 0, logvar = 0;
+  for (place.sample = 0; place.sample < grid.batch; ++place.sample) {
+    const auto to_p = BackwardColumns<Access, AnyPath>(call, place).run(place.row);
+    mean += to_p.mean.at[0];
+    logvar += to_p.logvar.at[0];
+  }
+  p_mean.store(place.row, {mean});
+  p_logvar.store(place.row, {logvar});
+}
+
+}  // namespace
+
+void launch_backward(const Backward& call, bool shared_p, bool in_double, cudaStream_t stream) {
+  const std::int64_t blocks = blocks_per_sample(call.tiles) * (shared_p ? 1 : call.step.grid.batch);
+  const int threads = threads_of(call.tiles);
+  if (call.tiles.width == 1) {
+    return with_singles(in_double, [&](auto access) {
+      using Access = decltype(access);
+      launch(shared_p ? backward_shared_kernel<Access> : backward_kernel<Access, AnyPath>, blocks, threads, stream, call);
+    });
+  }
+  with_vectors(call.step.q.dtype, [&](auto access) {
+    with_hot_path(call.step, [&](auto path) {
+      launch(backward_kernel<decltype(access), decltype(path)>, blocks, threads, stream, call);
+    });
+  });
+}
+
+}  // namespace ladder_kernels::cuda

@@ -1,0 +1,59 @@
+// The sampling kernel of prediction: two reads, one write.
+#include "inputs.cuh"
+#include "launch.cuh"
+
+namespace ladder_kernels::cuda {
+namespace {
+
+template <class Path, class T>
+__device__ T sample_element(const Step& step, T mean, T logvar, T source) {
+  return Path::with(step, [&](auto options) -> T {
+    using Options = decltype(options);
+    const Parameters<T>& use = parameters(step, T());
+    return draw_latent<Options::draw>(gaussian_of<Options::stable>(mean, logvar, use.q_map), source, use.temperature).z;
+  });
+}
+
+template <class Access, class Path>
+__global__ void __launch_bounds__(max_threads) sample_kernel(const __grid_constant__ Sample call) {
+  constexpr int width = Access::width;
+  const Grid& grid = call.step.grid;
+  const Place place = place_of<width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
+  if (!place.has_columns) return;
+  const Inputs<Access, Path> in(call.step, place);
+  const typename Access::Columns out(grid, call.z, place);
+
+  for (int step = 0; step < call.tiles.steps; ++step) {
+    const int row = place.row + step * call.tiles.rows;
+    if (row >= grid.rows) return;
+    const auto q = in.load_q(row);
+    const auto source = in.load_source(row);
+    Values<typename Access::T, width> z;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      z.at[i] = sample_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], source.at[i]);
+    }
+    out.store(row, z);
+  }
+}
+
+}  // namespace
+
+void launch_sample(const Sample& call, bool in_double, cudaStream_t stream) {
+  const std::int64_t blocks = call.step.grid.batch * blocks_per_sample(call.tiles);
+  if (call.tiles.width == 1) {
+    return with_singles(in_double, [&](auto access) {
+      launch(sample_kernel<decltype(access), AnyPath>, blocks, threads_of(call.tiles), stream, call);
+    });
+  }
+  with_vectors(call.step.q.dtype, [&](auto access) {
+    with_flag(call.step.stable, [&](auto stable) {
+      with_flag(call.step.seed != nullptr, [&](auto philox) {
+        using Path = HotPath<KL::none, decltype(stable)::value, decltype(philox)::value, false>;
+        launch(sample_kernel<decltype(access), Path>, blocks, threads_of(call.tiles), stream, call);
+      });
+    });
+  });
+}
+
+}  // namespace ladder_kernels::cuda
