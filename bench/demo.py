@@ -42,10 +42,8 @@ def _demo(arguments: Sequence[str] | None) -> int:
     # At once, so that an earlier run's summary is never taken for this one's.
     findings.write_summary(options.out / SUMMARY)
     print(f"CAREamics LadderVAE in its default architecture, HDN training, on {findings.environment['device']}")
-    print(
-        f"{options.steps} steps each, taking turns: upstream's block, ladder_kernels' block, and as a control upstream's"
-    )
-    print("with weights off by one rounding error; 200 steps take about 2 minutes on two quiet cores", flush=True)
+    print(f"{options.steps} steps each, taking turns: upstream's block, ladder_kernels' block, and as a control")
+    print("upstream's with weights off by one rounding error", flush=True)
     try:
         demo_run.run(findings, image, options.device)
         _write(findings, options.out, complete=True)
