@@ -54,7 +54,7 @@ def cpu_extension() -> Any:
         extra_compile_args=[
             "-O3",
             "-g0",
-            "-fno-thread-jumps",
+            "-fno-thread-jumps",  # else GCC turns selects into branches, which vectorise badly
             "-fopenmp-simd",
             "-fvisibility=hidden",
             *floats,

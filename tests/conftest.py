@@ -46,6 +46,12 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
+@pytest.fixture(autouse=True)
+def _upstream_validates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile switches the validation of distributions off for the whole process; upstream's default is on."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
+
 @pytest.fixture
 def device() -> torch.device:
     return DEVICE

@@ -444,3 +444,10 @@ def test_wrong_arguments_are_named(error, wrong):
 def test_shape_errors_name_both_shapes():
     with pytest.raises(ValueError, match=r"\(3, 4, 4, 4\).*\(2, 4, 4, 4\)"):
         normal_sample_kl(torch.zeros(2, 4, 4, 4), torch.zeros(3, 4, 4, 4))
+
+
+def test_a_clamp_between_two_16_bit_values_stops_just_what_lies_above(backend):
+    q = torch.tensor([[[0.0, 0.0], [20.0, 20.125]]], dtype=torch.bfloat16, requires_grad=True)
+    normal_sample_kl(q, None, noise=torch.ones(1, 1, 2), logvar_max=20.1).z.sum().backward()
+    assert q.grad[0, 1, 0] > 0
+    assert q.grad[0, 1, 1] == 0

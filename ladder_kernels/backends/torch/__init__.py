@@ -191,7 +191,7 @@ def _packed_grad(
         grad_logvar = _sum(to_log_var) * log_variance_slope(gaussian, step.stable)
         if step.logvar_max is not None:
             # Not `logvar <= max`: a NaN must stay one.
-            raw = packed.chunk(2, dim=1)[1]
+            raw = packed.chunk(2, dim=1)[1].to(gaussian.mean.dtype)  # the bound may have no 16-bit value
             grad_logvar = torch.where(raw > step.logvar_max, 0.0, grad_logvar)
     half = latent_shape(packed)
     halves = [_to_shape(grad, half).to(packed.dtype) for grad in (grad_mean, grad_logvar)]
