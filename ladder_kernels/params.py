@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ladder_kernels.backends.torch.formulas import VARIANCE_FLOOR, clamp_logvar, max_log_variance
+from ladder_kernels.backends.torch.formulas import VARIANCE_FLOOR, clamp_logvar, max_log_variance, variance
 from ladder_kernels.geometry import center_crop
 
 
@@ -86,10 +86,7 @@ class StableLogVar(_Parameter):
 
     def get_var(self) -> Tensor:
         """The variance."""
-        logvar = self._lv
-        if not self._enable_stable:
-            return torch.exp(logvar)
-        return torch.exp(logvar.clamp(max=0)) + logvar.clamp(min=0) + self._eps
+        return variance(self._lv, self._enable_stable, self._eps)
 
     def get_std(self) -> Tensor:
         """The standard deviation; the naive one does not underflow where its square does."""

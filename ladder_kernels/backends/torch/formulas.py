@@ -19,11 +19,11 @@ def clamp_logvar(logvar: Tensor, logvar_max: float | None) -> Tensor:
     return logvar if logvar_max is None else logvar.clamp(max=logvar_max)
 
 
-def variance(logvar: Tensor, stable: bool) -> Tensor:
+def variance(logvar: Tensor, stable: bool, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Stable: exp(l) for l <= 0, 1 + l above (once differentiable at 0), plus the floor. Naive: exp(l)."""
     if not stable:
         return torch.exp(logvar)
-    return torch.exp(logvar.clamp(max=0)) + logvar.clamp(min=0) + VARIANCE_FLOOR
+    return torch.exp(logvar.clamp(max=0)) + logvar.clamp(min=0) + floor
 
 
 def log_variance(logvar: Tensor, stable: bool) -> Tensor:
