@@ -34,6 +34,27 @@ def test_the_number_of_threads_does_not_change_a_bit(layout, p_batch):
         assert all(torch.equal(value, expected) for value, expected in zip(values, results[0], strict=True))
 
 
+Q, STEP = torch.zeros(2, 4, 3), ("mode", False, True, None, 1.0, None, False)
+WRONG = {
+    "q": (torch.zeros(2, 3, 3), None, None, STEP, {}, r"q must be .*got \[2, 3, 3\]"),
+    "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
+    "draw": (Q, None, None, ("dice", *STEP[1:]), {}, "draw must be noise, seed, latent or mode, got dice"),
+    "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
+    "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
+    "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
+    "window": (Q, None, None, (*STEP[:5], (0, 1, 0, 4), False), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "gradient": (Q, None, None, STEP, {"grad_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
+}
+
+
+@pytest.mark.parametrize(("q", "p", "source", "step", "grads", "message"), WRONG.values(), ids=WRONG)
+def test_the_ops_refuse_what_does_not_fit(q, p, source, step, grads, message):
+    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[10:18]]
+    incoming = [grads.get(name) for name in names]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.ladder_kernels_cpu.backward(q, p, source, *step, *incoming, True, False, False)
+
+
 def python(code, **environment):
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)

@@ -1,8 +1,8 @@
 // The arguments of the ops, checked, as the kernels and `combine` want them.
 #pragma once
 
+#include "../checks.h"
 #include "combine.h"
-#include "step.h"
 
 namespace ladder_kernels::cpu {
 

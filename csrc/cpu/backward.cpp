@@ -34,17 +34,15 @@ void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Gr
   }
 }
 
-SharedGradients shared_gradients(const Grid& grid, const std::optional<Window>& window,
-                                 const OptionalTensor& samplewise, const OptionalTensor& restricted,
-                                 const OptionalTensor& channelwise, const OptionalTensor& spatial) {
+SharedGradients shared_gradients(const Grid& grid, const std::optional<Window>& window, const OutputGradients& grads) {
   SharedGradients shared;
   shared.by_channel.resize(grid.batch * grid.channels);
-  add(shared.by_channel, samplewise, grid.channels);
-  add(shared.by_channel, channelwise, 1);
-  if (spatial || restricted) {
+  add(shared.by_channel, grads.samplewise, grid.channels);
+  add(shared.by_channel, grads.channelwise, 1);
+  if (grads.spatial || grads.restricted) {
     shared.by_position.resize(grid.batch * grid.positions);
-    add(shared.by_position, spatial, 1);
-    if (restricted) add_to_window(shared.by_position, *restricted, grid, window.value());
+    add(shared.by_position, grads.spatial, 1);
+    if (grads.restricted) add_to_window(shared.by_position, *grads.restricted, grid, window.value());
   }
   return shared;
 }
@@ -69,21 +67,20 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
   Backward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
   Step& step = call.step;
   const Grid& grid = step.grid;
-  const auto [by_channel, by_position] = shared_gradients(grid, window_of(window, grid), grad_samplewise,
-                                                          grad_restricted, grad_channelwise, grad_spatial);
+  const OutputGradients grads =
+      check_gradients({grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
+                       grad_elementwise},
+                      q, step.in_double ? at::kDouble : at::kFloat);
+  const auto [by_channel, by_position] = shared_gradients(grid, window_of(window, grid), grads);
   std::vector<double> log_q(grid.batch);
-  add(log_q, grad_logprob_q, 1);
+  add(log_q, grads.log_q, 1);
   call.by_channel = by_channel.data();
   call.by_position = by_position.empty() ? nullptr : by_position.data();
   call.log_q = log_q.data();
-  if (grad_z) call.grad_z = view_of(*grad_z, grid);
-  if (grad_elementwise) call.grad_kl = view_of(*grad_elementwise, grid);
-
-  if (!grad_samplewise && !grad_restricted && !grad_channelwise && !grad_spatial && !grad_elementwise) {
-    step.kl = KL::none;
-  }
-  const bool eps_used = step.draw == Draw::latent ? grad_logprob_q.has_value() : grad_z.has_value();
-  if (!eps_used && step.kl != KL::monte_carlo) step.draw = Draw::mode;  // as `step_gradients` wants it
+  if (grads.z) call.grad_z = view_of(*grads.z, grid);
+  if (grads.elementwise) call.grad_kl = view_of(*grads.elementwise, grid);
+  step.kl = kl_used(step.kl, grads);
+  step.draw = draw_used(step.draw, step.kl, grads);
 
   OptionalTensor grad_q, grad_p, grad_latent;
   at::Tensor p_mean_total, p_logvar_total;
@@ -103,10 +100,10 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
     call.grads.latent = view_of(*grad_latent, grid);
   }
 
-  if (grad_q && step.kl == KL::none && step.draw == Draw::mode && !grad_logprob_q) {
+  if (grad_q && step.kl == KL::none && step.draw == Draw::mode && !grads.log_q) {
     // Nothing reaches the log-variances, not even a NaN of theirs.
     const at::Tensor mean = grad_q->narrow(1, 0, grid.channels);
-    grad_z ? mean.copy_(*grad_z) : mean.zero_();
+    grads.z ? mean.copy_(*grads.z) : mean.zero_();
     grad_q->narrow(1, grid.channels, grid.channels).zero_();
     return {grad_q, grad_p, grad_latent};
   }

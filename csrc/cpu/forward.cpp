@@ -37,8 +37,6 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   const Grid& grid = call.step.grid;
   const auto restricted_to = window_of(window, grid);
   const auto options = q.options().dtype(call.step.in_double ? at::kDouble : at::kFloat);
-  auto spatial_shape = q.sizes().vec();
-  spatial_shape.erase(spatial_shape.begin() + 1);
 
   Outputs out;
   auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
@@ -53,7 +51,7 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   samplewise = at::zeros({grid.batch}, options);
   if (window) restricted = at::zeros({grid.batch}, options);
   channelwise = at::zeros({grid.batch, grid.channels}, options);
-  spatial = at::zeros(spatial_shape, options);
+  spatial = at::zeros(spatial_shape(q), options);
   logprob_q = at::zeros({grid.batch}, options);
   qvar_max = at::full({}, -std::numeric_limits<double>::infinity(), options);
   if (q.numel() == 0) return out;

@@ -1,8 +1,8 @@
 #include "geometry.h"
 
-#include <ATen/ops/empty_strided.h>
-
 #include <algorithm>
+
+#include "../tensors.h"
 
 namespace ladder_kernels::cpu {
 namespace {
@@ -11,25 +11,6 @@ namespace {
 constexpr std::int64_t units_wanted = 32, unit_size = 16384, smallest_tile = 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
-
-std::int64_t positions_of(const at::Tensor& packed) {
-  std::int64_t positions = 1;
-  for (std::int64_t dim = 2; dim < packed.dim(); ++dim) positions *= packed.size(dim);
-  return positions;
-}
-
-// ladder_kernels.geometry.is_channels_last
-bool is_channels_last(const at::Tensor& packed) { return packed.stride(1) == 1 && positions_of(packed) > 1; }
-
-Dtype dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kHalf: return Dtype::float16;
-    case at::kBFloat16: return Dtype::bfloat16;
-    case at::kFloat: return Dtype::float32;
-    case at::kDouble: return Dtype::float64;
-    default: TORCH_CHECK_TYPE(false, "expected float16, bfloat16, float32 or float64, got ", tensor.scalar_type());
-  }
-}
 
 }  // namespace
 
@@ -80,22 +61,6 @@ View half_view(const at::Tensor& packed, int half, const Grid& grid) {
   View view = view_of(packed, grid);
   view.data = static_cast<char*>(view.data) + half * grid.channels * view.channel * packed.element_size();
   return view;
-}
-
-at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels, at::ScalarType dtype) {
-  auto sizes = packed.sizes().vec();
-  sizes[0] = batch;
-  sizes[1] = channels;
-  std::vector<std::int64_t> strides(sizes.size());
-  std::int64_t stride = 1;
-  const bool channels_last = is_channels_last(packed);
-  if (channels_last) strides[1] = std::exchange(stride, channels);
-  for (std::size_t dim = sizes.size(); dim-- > 0;) {
-    if (channels_last && dim == 1) continue;
-    strides[dim] = stride;
-    stride *= std::max<std::int64_t>(sizes[dim], 1);
-  }
-  return at::empty_strided(sizes, strides, packed.options().dtype(dtype));
 }
 
 }  // namespace ladder_kernels::cpu

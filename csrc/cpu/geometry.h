@@ -18,7 +18,4 @@ View view_of(const at::Tensor& latent, const Grid& grid);
 // Half 0, means, or half 1, log-variances, of packed parameters.
 View half_view(const at::Tensor& packed, int half, const Grid& grid);
 
-// Uninitialised (batch, channels, *S), dense: channels-last if `packed` has its channels innermost, else contiguous.
-at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels, at::ScalarType dtype);
-
 }  // namespace ladder_kernels::cpu

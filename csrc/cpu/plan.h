@@ -1,13 +1,10 @@
 // What a kernel is told: plain data, so that it is the same for every instruction set.
 #pragma once
 
-#include <cstdint>
-
+#include "../dtype.h"
 #include "../formulas.h"
 
 namespace ladder_kernels::cpu {
-
-enum class Dtype : std::uint8_t { float16, bfloat16, float32, float64 };
 
 // A tensor (B, C, *S), or one half of packed parameters. Strides count elements.
 struct View {

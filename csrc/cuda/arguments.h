@@ -1,8 +1,8 @@
 // The arguments of the ops, checked, as the kernels want them.
 #pragma once
 
+#include "../checks.h"
 #include "plan.h"
-#include "step.h"
 
 namespace ladder_kernels::cuda {
 
@@ -11,10 +11,6 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
              bool analytical, bool stable, std::optional<double> logvar_max, double temperature);
 
 Window window_of(at::IntArrayRef window, const Grid& grid);
-
-// Raises unless `grad`, if there is one, has this shape; in `dtype`.
-OptionalTensor checked_grad(const OptionalTensor& grad, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
-                            const at::Tensor& q);
 
 // Whether the step is computed in float64: any of its tensors is.
 bool in_double(const Step& step);

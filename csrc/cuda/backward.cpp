@@ -11,27 +11,17 @@ namespace {
 
 constexpr int max_steps = 8;
 
-// Gradients of the outputs, in the order of `StepGrads`, as the kernels read them.
-struct Grads {
-  OptionalTensor z, samplewise, restricted, channelwise, spatial, log_q, elementwise;
-
-  bool have_kl() const { return samplewise || restricted || channelwise || spatial || elementwise; }
-};
-
-// What nothing flows through is not read, as `step_gradients` wants it.
-void drop_unused(Step& step, const Grads& grads) {
-  if (!grads.have_kl()) {
-    step.kl = KL::none;
-    step.p = View{};
-  }
-  const bool eps_used = step.draw == Draw::latent ? grads.log_q.has_value() : grads.z.has_value();
-  if (eps_used || step.kl == KL::monte_carlo) return;
-  step.draw = Draw::mode;
+// What nothing flows through is not read.
+void drop_unused(Step& step, const OutputGradients& grads) {
+  step.kl = kl_used(step.kl, grads);
+  step.draw = draw_used(step.draw, step.kl, grads);
+  if (step.kl == KL::none) step.p = View{};
+  if (step.draw != Draw::mode) return;
   step.source = View{};
   step.seed = nullptr;
 }
 
-void set_incoming(Backward& call, const Grads& grads, at::OptionalIntArrayRef window) {
+void set_incoming(Backward& call, const OutputGradients& grads, at::OptionalIntArrayRef window) {
   const Grid& grid = call.step.grid;
   if (grads.z) call.grad_z = latent_view(*grads.z, grid);
   if (grads.elementwise) call.grad_elementwise = latent_view(*grads.elementwise, grid);
@@ -76,17 +66,10 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
   const std::int64_t channels = q.size(1) / 2;
   const c10::cuda::CUDAGuard guard(q.device());
 
-  const auto sums = computes_in_double ? at::kDouble : at::kFloat;
-  auto latent_shape = q.sizes().vec(), spatial_shape = latent_shape;
-  latent_shape[1] = channels;
-  spatial_shape.erase(spatial_shape.begin() + 1);
-  const Grads grads{checked_grad(grad_z, "the gradient of z", latent_shape, q.scalar_type(), q),
-                    checked_grad(grad_samplewise, "the gradient of kl_samplewise", {grid.batch}, sums, q),
-                    checked_grad(grad_restricted, "the gradient of kl_restricted", {grid.batch}, sums, q),
-                    checked_grad(grad_channelwise, "the gradient of kl_channelwise", {grid.batch, channels}, sums, q),
-                    checked_grad(grad_spatial, "the gradient of kl_spatial", spatial_shape, sums, q),
-                    checked_grad(grad_logprob_q, "the gradient of logprob_q", {grid.batch}, sums, q),
-                    checked_grad(grad_elementwise, "the gradient of kl_elementwise", latent_shape, sums, q)};
+  const OutputGradients grads =
+      check_gradients({grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
+                       grad_elementwise},
+                      q, computes_in_double ? at::kDouble : at::kFloat);
   drop_unused(call.step, grads);
   set_incoming(call, grads, window);
 

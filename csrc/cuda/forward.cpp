@@ -54,8 +54,6 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   const std::int64_t channels = q.size(1) / 2;
   const c10::cuda::CUDAGuard guard(q.device());
   const auto options = q.options().dtype(in_double(call.step) ? at::kDouble : at::kFloat);
-  auto spatial_shape = q.sizes().vec();
-  spatial_shape.erase(spatial_shape.begin() + 1);
 
   Outputs out;
   auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
@@ -74,7 +72,7 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   }
   samplewise = at::empty({grid.batch}, options);
   channelwise = at::empty({grid.batch, channels}, options);
-  spatial = at::empty(spatial_shape, options);
+  spatial = at::empty(spatial_shape(q), options);
   logprob_q = at::empty({grid.batch}, options);
   qvar_max = at::empty({}, options);
   q.numel() == 0 ? fill_empty(out) : run(call, out, options);

@@ -1,9 +1,9 @@
 #include "geometry.h"
 
-#include <ATen/ops/empty_strided.h>
-
 #include <algorithm>
 #include <limits>
+
+#include "../tensors.h"
 
 namespace ladder_kernels::cuda {
 namespace {
@@ -19,25 +19,6 @@ int power_of_two(std::int64_t size, int most) {
   int power = 1;
   while (power < size && power < most) power *= 2;
   return power;
-}
-
-std::int64_t positions_of(const at::Tensor& packed) {
-  std::int64_t positions = 1;
-  for (std::int64_t dim = 2; dim < packed.dim(); ++dim) positions *= packed.size(dim);
-  return positions;
-}
-
-// ladder_kernels.geometry.is_channels_last
-bool is_channels_last(const at::Tensor& packed) { return packed.stride(1) == 1 && positions_of(packed) > 1; }
-
-Dtype dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kHalf: return Dtype::float16;
-    case at::kBFloat16: return Dtype::bfloat16;
-    case at::kFloat: return Dtype::float32;
-    case at::kDouble: return Dtype::float64;
-    default: TORCH_CHECK_TYPE(false, "expected float16, bfloat16, float32 or float64, got ", tensor.scalar_type());
-  }
 }
 
 std::int64_t size_of(Dtype dtype) {
@@ -157,22 +138,6 @@ Tiles tiles_of(const Grid& grid, int width, int max_steps) {
   const std::int64_t blocks = grid.batch * tiles.row_blocks * tiles.column_blocks;
   TORCH_CHECK_VALUE(blocks <= std::numeric_limits<int>::max(), "too many elements for one launch");
   return tiles;
-}
-
-at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels, at::ScalarType dtype) {
-  auto sizes = packed.sizes().vec();
-  sizes[0] = batch;
-  sizes[1] = channels;
-  std::vector<std::int64_t> strides(sizes.size());
-  const bool channels_last = is_channels_last(packed);
-  std::int64_t stride = channels_last ? channels : 1;
-  for (std::size_t dim = sizes.size() - 1; dim >= 2; --dim) {
-    strides[dim] = stride;
-    stride *= sizes[dim];
-  }
-  strides[1] = channels_last ? 1 : stride;
-  strides[0] = channels_last ? stride : stride * channels;
-  return at::empty_strided(sizes, strides, packed.options().dtype(dtype));
 }
 
 }  // namespace ladder_kernels::cuda

@@ -29,7 +29,4 @@ bool take_vectors(const Grid& grid, std::initializer_list<View*> views);
 // `width` columns a thread and at most `max_steps` rows.
 Tiles tiles_of(const Grid& grid, int width, int max_steps);
 
-// Uninitialised (batch, channels, *S), dense: channels-last if `packed` has its channels innermost, else contiguous.
-at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels, at::ScalarType dtype);
-
 }  // namespace ladder_kernels::cuda

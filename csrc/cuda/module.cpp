@@ -1,75 +1,9 @@
-// The Python module ladder_kernels._CUDA, whose import registers the ops ladder_kernels_cuda::{forward, backward, sample}.
-#include <Python.h>
-#include <torch/library.h>
-#include <torch/version.h>
-
-#include <cstdio>
-
-#include "step.h"
-
-namespace {
-
-// In the order of ladder_kernels/backends/step.py, so that its tuples are passed as they are.
-#define STEP_SCHEMA                                                                                                  \
-  "str draw, bool analytical, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise"
-
-constexpr const char* forward_schema =
-    "forward(Tensor q, Tensor? p, Tensor? source, " STEP_SCHEMA
-    ") -> (Tensor? z, Tensor kl_samplewise, Tensor? kl_restricted, Tensor kl_channelwise, Tensor kl_spatial, "
-    "Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
-
-constexpr const char* backward_schema =
-    "backward(Tensor q, Tensor? p, Tensor? source, " STEP_SCHEMA
-    ", Tensor? grad_z, Tensor? grad_samplewise, Tensor? grad_restricted, Tensor? grad_channelwise, "
-    "Tensor? grad_spatial, Tensor? grad_logprob_q, Tensor? grad_qvar_max, Tensor? grad_elementwise, "
-    "bool needs_q, bool needs_p, bool needs_latent) -> (Tensor? q, Tensor? p, Tensor? latent)";
-
-constexpr const char* sample_schema = "sample(Tensor q, Tensor? source, " STEP_SCHEMA ") -> Tensor z";
-
-// False, with ImportError set, if torch is not the one that this file was compiled against.
-bool check_torch_version() {
-  PyObject* const torch = PyImport_ImportModule("torch");
-  if (torch == nullptr) return false;
-  PyObject* const version = PyObject_GetAttrString(torch, "__version__");
-  Py_DECREF(torch);
-  if (version == nullptr) return false;
-  PyObject* const text = PyObject_Str(version);
-  Py_DECREF(version);
-  if (text == nullptr) return false;
-  int major = 0, minor = 0;
-  std::sscanf(PyUnicode_AsUTF8(text), "%d.%d", &major, &minor);
-  const bool same = major == TORCH_VERSION_MAJOR && minor == TORCH_VERSION_MINOR;
-  if (!same) {
-    PyErr_Format(PyExc_ImportError, "built for torch %s, this is torch %U", TORCH_VERSION, text);
-  }
-  Py_DECREF(text);
-  return same;
-}
-
-void register_ops() {
-  // Not TORCH_LIBRARY, which would call torch while the file is loaded, before its version is known.
-  static torch::Library library(torch::Library::DEF, "ladder_kernels_cuda", std::nullopt, __FILE__, __LINE__);
-  library.def(forward_schema);
-  library.def(backward_schema);
-  library.def(sample_schema);
-  // On the CPU too: the ops themselves say best that they want a GPU.
-  for (const auto key : {c10::DispatchKey::CUDA, c10::DispatchKey::CPU}) {
-    library.impl("forward", torch::dispatch(key, ladder_kernels::cuda::forward));
-    library.impl("backward", torch::dispatch(key, ladder_kernels::cuda::backward));
-    library.impl("sample", torch::dispatch(key, ladder_kernels::cuda::sample));
-  }
-}
-
-}  // namespace
+// The Python module ladder_kernels._CUDA: registers the ops ladder_kernels_cuda::{forward, backward, sample}.
+#include "../module.h"
 
 PyMODINIT_FUNC PyInit__CUDA() {
-  if (!check_torch_version()) return nullptr;
-  try {
-    register_ops();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_ImportError, error.what());
-    return nullptr;
-  }
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_CUDA", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
+  using namespace ladder_kernels;
+  // On the CPU too: the ops themselves say best that they want a GPU.
+  return make_module("_CUDA", "ladder_kernels_cuda", {c10::DispatchKey::CUDA, c10::DispatchKey::CPU}, cuda::forward,
+                     cuda::backward, cuda::sample);
 }

@@ -1,13 +1,10 @@
 // What a kernel is told: plain data.
 #pragma once
 
-#include <cstdint>
-
+#include "../dtype.h"
 #include "../formulas.h"
 
 namespace ladder_kernels::cuda {
-
-enum class Dtype : std::uint8_t { float16, bfloat16, float32, float64 };
 
 // A tensor (B, C, *S), or packed parameters with `half` from means to log-variances. Strides count elements; those of
 // space are the collapsed dims', aligned right. A sum over some dims is a view too, with stride 0 in them.

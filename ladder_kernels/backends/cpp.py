@@ -1,33 +1,17 @@
 """The native CPU kernels of csrc/cpu, where they have been built: vectorised, threaded, one pass each way."""
 
-import functools
-import importlib
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
+from ladder_kernels.backends import native
 
 NAME = "cpp"
 
-_EXTENSION = "ladder_kernels._C"
-_BUILD = "LADDER_KERNELS_BUILD_CPU=1 pip install --no-build-isolation -e ."
+_ops = native.Ops("ladder_kernels_cpu")
+forward, backward, sample = _ops.forward, _ops.backward, _ops.sample
 
 
-@functools.cache
 def unavailable() -> str | None:
-    """Importing the extension registers its ops; it refuses to be imported by a torch it was not built for."""
-    try:
-        importlib.import_module(_EXTENSION)
-    except ModuleNotFoundError as error:
-        if error.name == _EXTENSION:
-            return f"not built; run: {_BUILD}"
-        raise
-    except (ImportError, OSError) as error:
-        return f"{_EXTENSION} cannot be loaded: {error}; to rebuild it, run: {_BUILD}"
-    return None
+    return native.reason_not_loaded("ladder_kernels._C", "LADDER_KERNELS_BUILD_CPU")
 
 
 def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
@@ -35,28 +19,3 @@ def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | Non
         if tensor is not None and tensor.device.type != "cpu":
             return f"CPU tensors only, got one on {tensor.device}"
     return None
-
-
-def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
-    return StepOutputs(*_op("forward")(q, p, source, *step))
-
-
-def backward(
-    q: Tensor,
-    p: Tensor | None,
-    source: Tensor | None,
-    step: Step,
-    grads: StepGrads,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return _op("backward")(q, p, source, *step, *grads, *needs)
-
-
-def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-    return _op("sample")(q, source, *step)
-
-
-@functools.cache
-def _op(name: str) -> Callable[..., Any]:
-    # The overload itself: calling it skips the look-up by arguments.
-    return getattr(torch.ops.ladder_kernels_cpu, name).default

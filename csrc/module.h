@@ -1,0 +1,82 @@
+// A Python extension module whose import registers the ops forward, backward and sample of one device.
+#pragma once
+
+#include <Python.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <cstdio>
+#include <initializer_list>
+
+#include "step.h"
+
+namespace ladder_kernels {
+
+// In the order of ladder_kernels/backends/step.py, so that its tuples are passed as they are.
+#define LADDER_STEP_SCHEMA                                                                                           \
+  "str draw, bool analytical, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise"
+
+constexpr const char* forward_schema =
+    "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
+    ") -> (Tensor? z, Tensor kl_samplewise, Tensor? kl_restricted, Tensor kl_channelwise, Tensor kl_spatial, "
+    "Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
+
+constexpr const char* backward_schema =
+    "backward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
+    ", Tensor? grad_z, Tensor? grad_samplewise, Tensor? grad_restricted, Tensor? grad_channelwise, "
+    "Tensor? grad_spatial, Tensor? grad_logprob_q, Tensor? grad_qvar_max, Tensor? grad_elementwise, "
+    "bool needs_q, bool needs_p, bool needs_latent) -> (Tensor? q, Tensor? p, Tensor? latent)";
+
+constexpr const char* sample_schema = "sample(Tensor q, Tensor? source, " LADDER_STEP_SCHEMA ") -> Tensor z";
+
+#undef LADDER_STEP_SCHEMA
+
+// False, with ImportError set, if torch is not the one that this file is compiled against.
+inline bool check_torch_version() {
+  PyObject* const torch = PyImport_ImportModule("torch");
+  if (torch == nullptr) return false;
+  PyObject* const version = PyObject_GetAttrString(torch, "__version__");
+  Py_DECREF(torch);
+  if (version == nullptr) return false;
+  PyObject* const text = PyObject_Str(version);
+  Py_DECREF(version);
+  if (text == nullptr) return false;
+  int major = 0, minor = 0;
+  std::sscanf(PyUnicode_AsUTF8(text), "%d.%d", &major, &minor);
+  const bool same = major == TORCH_VERSION_MAJOR && minor == TORCH_VERSION_MINOR;
+  if (!same) {
+    PyErr_Format(PyExc_ImportError, "built for torch %s, this is torch %U", TORCH_VERSION, text);
+  }
+  Py_DECREF(text);
+  return same;
+}
+
+// Not TORCH_LIBRARY, which would call torch while the file is loaded, before its version is known.
+inline void register_ops(const char* name, std::initializer_list<c10::DispatchKey> keys, ForwardOp* forward,
+                         BackwardOp* backward, SampleOp* sample) {
+  static torch::Library library(torch::Library::DEF, name, std::nullopt, __FILE__, __LINE__);
+  library.def(forward_schema);
+  library.def(backward_schema);
+  library.def(sample_schema);
+  for (const c10::DispatchKey key : keys) {
+    library.impl("forward", torch::dispatch(key, forward));
+    library.impl("backward", torch::dispatch(key, backward));
+    library.impl("sample", torch::dispatch(key, sample));
+  }
+}
+
+// What PyInit_<name> returns; the ops are registered as `library`::*, for the devices of `keys`.
+inline PyObject* make_module(const char* name, const char* library, std::initializer_list<c10::DispatchKey> keys,
+                             ForwardOp* forward, BackwardOp* backward, SampleOp* sample) {
+  if (!check_torch_version()) return nullptr;
+  try {
+    register_ops(library, keys, forward, backward, sample);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, name, nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
+
+}  // namespace ladder_kernels

@@ -1,0 +1,66 @@
+"""What the backends compiled from csrc share: loading an extension module, and calling its ops."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
+
+
+@functools.cache
+def reason_not_loaded(extension: str, build_flag: str) -> str | None:
+    """Why the extension module cannot serve, and the command that helps; or None, and its ops are registered.
+
+    An extension refuses to be imported by a torch it was not built for.
+    """
+    build = f"{build_flag}=1 pip install --no-build-isolation -e ."
+    try:
+        importlib.import_module(extension)
+    except ModuleNotFoundError as error:
+        if error.name == extension:
+            return f"not built; run: {build}"
+        raise
+    except (ImportError, OSError) as error:
+        return f"{extension} cannot be loaded: {error}; to rebuild it, run: {build}"
+    return None
+
+
+class Ops:
+    """A backend's functions (see `ladder_kernels.backends.step`), on the ops of one extension.
+
+    Parameters
+    ----------
+    namespace
+        Of the ops, as in `torch.ops.<namespace>.forward`.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
+        return StepOutputs(*_op(self._namespace, "forward")(q, p, source, *step))
+
+    def backward(
+        self,
+        q: Tensor,
+        p: Tensor | None,
+        source: Tensor | None,
+        step: Step,
+        grads: StepGrads,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return _op(self._namespace, "backward")(q, p, source, *step, *grads, *needs)
+
+    def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        return _op(self._namespace, "sample")(q, source, *step)
+
+
+@functools.cache
+def _op(namespace: str, name: str) -> Callable[..., Any]:
+    # The overload itself: calling it skips the look-up by arguments. Not before the first call: the extension may not
+    # be loaded.
+    return getattr(getattr(torch.ops, namespace), name).default
