@@ -5,7 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types audit hostcost info clean
+.PHONY: help demo test lint types audit hostcost info cuda sanitize clean
+
+# The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
+# library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
+SANITIZED := out/sanitize/lib
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
+SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python -P
+# The tests that reach these kernels; the interpreted Triton kernels are none of theirs.
+SANITIZED_TESTS := $(addprefix tests/test_,cpp.py functional.py noise.py block.py lazy.py params.py)
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +47,16 @@ audit: $(INSTALLED)  ## what the GPU kernels cost, read from their machine code;
 
 hostcost: $(INSTALLED)  ## microseconds a step costs the host, by layer; needs no GPU
 	$(BIN)/python -m bench.host_cost $(ARGS)
+
+cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_ARCH_LIST="9.0"; without it 8.0, 9.0, 10.0
+	LADDER_KERNELS_BUILD_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" LADDER_KERNELS_BUILD_CPU=1 \
+	  $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED) --build-temp out/sanitize/temp
+	$(SANITIZED_PYTHON) -c 'import torch, ladder_kernels._C as built; assert "$(SANITIZED)" in built.__file__, built.__file__'
+	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton" \
+	  $(SANITIZED_TESTS) $(ARGS)
 
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info

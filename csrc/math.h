@@ -115,7 +115,7 @@ LADDER_FN Rounded round(float x) {
 }
 
 // 2^n for -126 <= n <= 127.
-LADDER_FN float power_of_two(std::int32_t n) { return bit_cast<float>((n + 127) << 23); }
+LADDER_FN float power_of_two(std::int32_t n) { return bit_cast<float>(static_cast<std::uint32_t>(n + 127) << 23); }
 
 // e^x. 0 for -inf, inf for inf, NaN for NaN; denormal results are exact to their spacing. 1.01 ulp.
 LADDER_FN float exp(float x) {
@@ -134,8 +134,11 @@ LADDER_FN float exp(float x) {
 // ln x for x >= 2^-126; inf for inf and NaN for NaN. 0.83 ulp.
 LADDER_FN float positive_log(float x) {
   // x = 2^n (1 + r) with 1 + r between sqrt(1/2), whose bits these are, and sqrt(2).
-  const std::int32_t bits = bit_cast<std::int32_t>(x), n = (bits - 0x3f3504f3) >> 23;
-  const float r = bit_cast<float>(bits - (n << 23)) - 1.0f, square = r * r, exponent = static_cast<float>(n);
+  // Unsigned: what x < 0 gives is of no use, but must be defined.
+  const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  const std::int32_t n = static_cast<std::int32_t>(bits - 0x3f3504f3u) >> 23;
+  const float r = bit_cast<float>(bits - (static_cast<std::uint32_t>(n) << 23)) - 1.0f, square = r * r;
+  const float exponent = static_cast<float>(n);
   const float tail = polynomial(r, 0.333333313f, -0.250008196f, 0.200012267f, -0.166233569f, 0.142017588f,
                                 -0.131601825f, 0.12761575f, -0.0763449296f);
   const float low = square * r * tail + exponent * -2.12194440e-4f - 0.5f * square;
@@ -158,10 +161,11 @@ LADDER_FN SinCos<float> sincos_turns(float u) {
   const float r = u - 0.25f * quarter.value, square = r * r;
   const float sin = r * polynomial(square, 6.28318548f, -41.3416634f, 81.5923538f, -75.3935623f);
   const float cos = 1.0f + square * polynomial(square, -19.7392082f, 64.9393234f, -85.4432373f, 59.2292442f);
-  const bool odd = (quarter.integer & 1) != 0;
-  const std::int32_t sin_sign = (quarter.integer & 2) << 30, cos_sign = ((quarter.integer + 1) & 2) << 30;
-  return {bit_cast<float>(bit_cast<std::int32_t>(odd ? cos : sin) ^ sin_sign),
-          bit_cast<float>(bit_cast<std::int32_t>(odd ? sin : cos) ^ cos_sign)};
+  const std::uint32_t turns = static_cast<std::uint32_t>(quarter.integer);
+  const std::uint32_t sin_sign = (turns & 2) << 30, cos_sign = ((turns + 1) & 2) << 30;
+  const bool odd = (turns & 1) != 0;
+  return {bit_cast<float>(bit_cast<std::uint32_t>(odd ? cos : sin) ^ sin_sign),
+          bit_cast<float>(bit_cast<std::uint32_t>(odd ? sin : cos) ^ cos_sign)};
 }
 
 #endif
