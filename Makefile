@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types audit hostcost info cuda sanitize clean
+.PHONY: help demo test lint types audit hostcost plots readme info cuda sanitize clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -57,6 +57,12 @@ sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and Und
 	$(SANITIZED_PYTHON) -c 'import torch, ladder_kernels._C as built; assert "$(SANITIZED)" in built.__file__, built.__file__'
 	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton" \
 	  $(SANITIZED_TESTS) $(ARGS)
+
+plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
+	$(BIN)/python -m bench.plots $(ARGS)
+
+readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--check compares, figures too
+	$(BIN)/python -m bench.readme $(ARGS)
 
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info

@@ -12,18 +12,15 @@ from matplotlib.gridspec import GridSpec
 from bench.careamics_model import LEVELS
 from bench.demo_findings import CONTROL, OURS, UPSTREAM, Findings
 from bench.demo_table import Row, block_rows, equality_rows, latent_text, training_rows
+from bench.figure_style import BASE, OUR_COLOUR, UPSTREAM_COLOUR
 
 INK, FAINT, LINE = "#1d2430", "#667085", "#dde2ea"
-COLOURS = {UPSTREAM: "#3f74b8", OURS: "#e2552b"}
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+COLOURS = {UPSTREAM: UPSTREAM_COLOUR, OURS: OUR_COLOUR}
+STYLE: Any = BASE | {
     "font.size": 12,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
 }
