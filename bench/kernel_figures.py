@@ -63,8 +63,8 @@ def time(results: Results) -> Figure | None:
     share_limits(cells)
     for axes, ends in last:
         label_ends(axes, ends)
-    for line in cells:
-        line[0].set_ylabel("median; band: 20th to 80th percentile")
+    for row_of_panels in cells:
+        row_of_panels[0].set_ylabel("median; band: 20th to 80th percentile")
     return figure
 
 

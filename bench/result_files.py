@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-OK = "ok"
+OK, SKIPPED = "ok", "skipped"
 UPSTREAM, COMPILED = "upstream", "upstream, compiled"
 
 # The two kinds of file that are drawn, by what follows the date in their name, and the columns read from each.
@@ -56,9 +56,8 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path}: has no rows")
     losses = path.with_name(f"{path.stem}-losses.csv")
     has_losses = match["kind"] == TRAINING and losses.exists()
-    return Results(
-        path, *match.group("machine", "date", "kind"), rows, _read_rows(losses, LOSS_COLUMNS) if has_losses else []
-    )
+    loss_rows = _read_rows(losses, LOSS_COLUMNS) if has_losses else []
+    return Results(path, match["machine"], match["date"], match["kind"], rows, loss_rows)
 
 
 def _read_rows(path: Path, columns: set[str]) -> list[Row]:
@@ -86,6 +85,11 @@ def is_ours(provider: str) -> bool:
     return not provider.startswith(UPSTREAM)
 
 
+def tried(rows: Iterable[Row]) -> list[Row]:
+    """The rows of what can run at all on that machine."""
+    return [row for row in rows if row["status"] != SKIPPED]
+
+
 def distinct(values: Iterable[str]) -> list[str]:
     """The values without repetition, in order of appearance."""
     return list(dict.fromkeys(values))
@@ -101,8 +105,9 @@ def about(rows: Iterable[Row]) -> str:
     threads = cells("threads")
     parts = [cells("device") + (f", {threads} thread{'s' * (threads != '1')}" if threads else "")]
     parts += [f"{name} {cells(name)}" for name in ("torch", "triton", "careamics") if cells(name)]
-    commit = f" ({cells('commit')[:7]})" if cells("commit") else ""
-    return " · ".join([*parts, f"ladder_kernels {cells('ladder_kernels')}{commit}", cells("date")])
+    commit = f" ({cells('commit')})" if cells("commit") else ""
+    days = " / ".join(distinct(row["date"][:10] for row in rows))
+    return " · ".join([*parts, f"ladder_kernels {cells('ladder_kernels')}{commit}", days])
 
 
 def problems(rows: Iterable[Row], subject: str) -> list[str]:

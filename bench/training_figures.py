@@ -7,33 +7,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.figure_style import GREEN, GREY, OUR_COLOUR, PURPLE, UPSTREAM_COLOUR, End, label_ends, page, panels
-from bench.result_files import UPSTREAM, Results, Row, distinct, is_ours, number
+from bench.result_files import UPSTREAM, Results, Row, distinct, is_ours, number, tried
 
 PASSES = {"train": "training step", "predict": "prediction"}
 
 
 def training_figures(results: Results) -> dict[str, Figure]:
     """The figures by name; one that has nothing to show is left out."""
-    made = {"time": step_times(results), "loss": loss_curves(results)}
+    made = {"time": step_times(results), "losses": loss_curves(results)}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def step_times(results: Results) -> Figure | None:
     """Median time of each variant, a column of panels for each pass and a line for each precision."""
-    passes = [name for name in PASSES if any(row["pass"] == name for row in results.rows)]
-    precisions = distinct(row["precision"] for row in results.rows)
-    variants = in_drawing_order(results.rows)
-    if not any(number(row, "median_ms") for row in results.rows):
+    rows = tried(results.rows)
+    if not any(number(row, "median_ms") for row in rows):
         return None
+    passes = [name for name in PASSES if any(row["pass"] == name for row in rows)]
+    precisions = distinct(row["precision"] for row in rows)
+    variants = in_drawing_order(rows)
     height = 0.4 + 0.33 * len(variants)
-    figure = page(
-        f"The whole model, end to end{size_text(results.rows)}", results, height=(height + 0.55) * len(precisions)
-    )
+    figure = page(f"The whole model, end to end{size_text(rows)}", results, height=(height + 0.55) * len(precisions))
     left = 0.35 + 0.085 * max(map(len, variants))
     cells = panels(figure, len(precisions), len(passes), left=left, right=0.4, spacing=0.12)
     for (line, precision), (column, name) in product(enumerate(precisions), enumerate(passes)):
         axes = cells[line][column]
-        chosen = [row for row in results.rows if (row["pass"], row["precision"]) == (name, precision)]
+        chosen = [row for row in rows if (row["pass"], row["precision"]) == (name, precision)]
         axes.set_title(f"{PASSES[name]}, {precision}")
         axes.set_yticks(range(len(variants)), [] if column else variants)
         axes.set_ylim(len(variants) - 0.4, -0.6)
@@ -91,7 +90,7 @@ def draw_losses(axes: Axes, rows: Sequence[Row]) -> list[End]:
             losses,
             color=colour_of(variant),
             linewidth=1.5 if own else 3.0,
-            linestyle=(0, (4, 2)) if own else "-",
+            linestyle=(":" if "graph" in variant else (0, (4, 2))) if own else "-",
             alpha=1.0 if own else 0.8,
         )
         ends.append((variant, losses[-1], colour_of(variant)))
