@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.result_files import COMPILED, OK, UPSTREAM, Results, about
+from bench.read_results import COMPILED, OK, UPSTREAM, Results, about
 
 UPSTREAM_COLOUR, OUR_COLOUR = "#3f74b8", "#e2552b"
 PURPLE, GREEN, GREY = "#b0699e", "#0a9b77", "#757c87"

@@ -23,7 +23,7 @@ from bench.figure_style import (
     panels,
     share_limits,
 )
-from bench.result_files import UPSTREAM, Results, Row, distinct, number
+from bench.read_results import UPSTREAM, Results, Row, distinct, number
 
 PASSES = ("forward", "backward", "step", "sample")
 ENTRIES = [(provider, mode) for provider, mode in product(DRAWN, ("eager", "graph"))]

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from bench.cli import Parser
 from bench.figure_style import STYLE, svg
 from bench.kernel_figures import kernel_figures
-from bench.result_files import KERNELS, Results, find, read
+from bench.read_results import KERNELS, Results, find, read
 from bench.training_figures import training_figures
 
 

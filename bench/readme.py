@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from bench.cli import Parser
 from bench.plots import figures
+from bench.read_results import KERNELS, TRAINING, Results, find, newest, read
 from bench.readme_tables import audit_table, kernels_section, training_section
-from bench.result_files import KERNELS, TRAINING, Results, find, newest, read
 
 ROOT, FOLDER = Path(__file__).parent.parent, Path("bench", "results")
 BLOCK = re.compile(r"<!-- generated: (?P<name>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from bench.result_files import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, number, problems, tried
+from bench.read_results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, number, problems, tried
 
 LEVEL = "level"  # the cases of the default model's levels start with it
 NOTHING = "-"

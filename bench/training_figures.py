@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.figure_style import GREEN, GREY, OUR_COLOUR, PURPLE, UPSTREAM_COLOUR, End, label_ends, page, panels
-from bench.result_files import UPSTREAM, Results, Row, distinct, is_ours, number, tried
+from bench.read_results import UPSTREAM, Results, Row, distinct, is_ours, number, tried
 
 PASSES = {"train": "training step", "predict": "prediction"}
 
@@ -61,7 +61,7 @@ def draw_bars(axes: Axes, rows: Sequence[Row], variants: Sequence[str]) -> None:
 
 
 def loss_curves(results: Results) -> Figure | None:
-    """The loss of every step, a panel for each precision; the own curve thin and dashed on top of upstream's."""
+    """The loss of every step, a panel for each precision; the own curves thin on top of upstream's."""
     if not results.losses:
         return None
     precisions = distinct(row["precision"] for row in results.losses)
@@ -81,18 +81,11 @@ def draw_losses(axes: Axes, rows: Sequence[Row]) -> list[End]:
     """Draws the curves, the own ones last; returns what to write at their ends."""
     ends: list[End] = []
     variants = in_drawing_order(rows)
-    for variant in variants:
+    for place, variant in enumerate(variants):
         chosen = sorted((row for row in rows if row["variant"] == variant), key=lambda row: int(row["step"]))
         steps, losses = [int(row["step"]) for row in chosen], [float(row["loss"]) for row in chosen]
-        own = is_ours(variant)
-        axes.plot(
-            steps,
-            losses,
-            color=colour_of(variant),
-            linewidth=1.5 if own else 3.0,
-            linestyle=(":" if "graph" in variant else (0, (4, 2))) if own else "-",
-            alpha=1.0 if own else 0.8,
-        )
+        # Each thinner than the one below it: curves that coincide are all seen.
+        axes.plot(steps, losses, color=colour_of(variant), linewidth=1.2 * (len(variants) - place))
         ends.append((variant, losses[-1], colour_of(variant)))
     axes.margins(x=0.01)
     axes.grid(axis="y")
