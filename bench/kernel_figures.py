@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MultipleLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from bench.figure_style import (
     DRAWN,
@@ -107,7 +107,7 @@ def share(results: Results) -> Figure | None:
     for axes, name in zip(cells, passes, strict=True):
         axes.set_title(name)
         axes.set_xlabel("of the copy bandwidth")
-        axes.xaxis.set_major_locator(MultipleLocator(0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         draw_dots(axes, [row for row in rows if row["pass"] == name], rows, "copy_share")
         axes.set_xlim(0, max(1.0, axes.get_xlim()[1]))

@@ -102,8 +102,9 @@ def about(rows: Iterable[Row]) -> str:
     def cells(column: str) -> str:
         return " / ".join(distinct(row[column] for row in rows if row.get(column)))
 
-    threads = cells("threads")
-    parts = [cells("device") + (f", {threads} thread{'s' * (threads != '1')}" if threads else "")]
+    threads = f"{cells('threads')} thread{'s' * (cells('threads') != '1')}" if cells("threads") else ""
+    # A CPU's name may tell them already.
+    parts = [cells("device") if threads in cells("device") else f"{cells('device')}, {threads}"]
     parts += [f"{name} {cells(name)}" for name in ("torch", "triton", "careamics") if cells(name)]
     commit = f" ({cells('commit')})" if cells("commit") else ""
     days = " / ".join(distinct(row["date"][:10] for row in rows))

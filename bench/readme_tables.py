@@ -91,19 +91,15 @@ def training_section(results: Results, link: str, figures: Sequence[str]) -> str
 def audit_table(rows: Sequence[Row]) -> str:
     """The ranges over dtypes, layouts and KLs of the static audit, a column for each target."""
     targets = {name: [row for row in rows if row["target"] == name] for name in distinct(row["target"] for row in rows)}
-
-    def line(title: str, cells: Iterable[str]) -> list[str]:
-        return [title, *cells]
-
     lines = [
-        line(f"{kernel}, instructions per latent", (instructions(chosen, kernel) for chosen in targets.values()))
+        [f"{kernel}, instructions per latent", *(instructions(chosen, kernel) for chosen in targets.values())]
         for kernel in AUDITED
     ]
     for title, column in (("registers", "registers"), ("bytes of stack", "stack"), ("spills", "spills")):
         largest = (str(max(int(row[column]) for row in chosen)) for chosen in targets.values())
-        lines.append(line(f"{title}, at most", largest))
+        lines.append([f"{title}, at most", *largest])
     shares = (min(float(row["wide_access_share"]) for row in chosen) for chosen in targets.values())
-    lines.append(line("traffic in 128-bit accesses, at least", (f"{math.floor(100 * share)} %" for share in shares)))
+    lines.append(["traffic in 128-bit accesses, at least", *(f"{math.floor(100 * share)} %" for share in shares)])
     return table(["", *targets], lines)
 
 
