@@ -27,8 +27,8 @@ struct VarianceMap {
 template <class T>
 struct Gaussian {
   T mean;
-  T logvar;   // raw, after the clamp
-  T std;
+  T logvar;  // raw, after the clamp
+  T std, inverse_std;
   T log_var;  // log of the variance
   T slope;    // d log_var / d logvar
   bool clamped;
@@ -36,14 +36,14 @@ struct Gaussian {
 
 template <class T>
 LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
-  return raw_logvar > map.logvar_max ? map.logvar_max : raw_logvar;
+  return math::minimum(raw_logvar, map.logvar_max);
 }
 
 // The exponential in the variance. Apart from `gaussian`, so that a kernel may compute many before it goes on.
 template <bool stable, class T>
 LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
   const T logvar = clamp(raw_logvar, map);
-  return math::exp(stable ? (logvar > T(0) ? T(0) : logvar) : T(0.5) * logvar);
+  return math::exp(stable ? math::minimum(logvar, T(0)) : T(0.5) * logvar);
 }
 
 // The Gaussian of raw parameters: variance exp(l) for l <= 0, 1 + l above, plus the floor; not stable: exp(l).
@@ -52,11 +52,11 @@ LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<
   const T logvar = clamp(raw_logvar, map);
   const bool clamped = raw_logvar > map.logvar_max;
   if constexpr (stable) {
-    const T variance = exponential + (logvar < T(0) ? T(0) : logvar) + map.floor;
-    const T slope = math::divide(exponential, variance);
-    return {mean, logvar, math::sqrt(variance), math::positive_log(variance), slope, clamped};
+    const T variance = exponential + math::maximum(logvar, T(0)) + map.floor;
+    const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
+    return {mean, logvar, math::sqrt(variance), inverse_std, math::positive_log(variance), slope, clamped};
   } else {
-    return {mean, logvar, exponential, logvar, T(1), clamped};
+    return {mean, logvar, exponential, math::reciprocal(exponential), logvar, T(1), clamped};
   }
 }
 
@@ -69,7 +69,7 @@ struct Latent {
 template <Draw draw, class T>
 LADDER_FN Latent<T> draw_latent(const Gaussian<T>& q, T source, T temperature) {
   if constexpr (draw == Draw::latent) {
-    return {math::divide(source - q.mean, q.std), source};
+    return {(source - q.mean) * q.inverse_std, source};
   } else if constexpr (draw == Draw::noise) {
     const T eps = source * temperature;
     return {eps, q.mean + q.std * eps};
@@ -84,29 +84,33 @@ LADDER_FN T log_density(T eps, const Gaussian<T>& gaussian) {
   return T(-0.5) * (eps * eps + gaussian.log_var);
 }
 
-// vq / vp, minus one and logarithm, both exact to rounding where the variances are close.
+// vq / vp - 1, and that minus log(vq / vp) without cancellation where the variances are close.
 template <class T>
 struct VarianceRatio {
-  T minus_one, log;
+  T minus_one, excess;
 };
 
 template <bool stable, class T>
 LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<T>& q, const Gaussian<T>& p) {
-  const T std_ratio = math::divide(q.std, p.std), ratio = std_ratio * std_ratio;
-  const T log = stable ? math::log(ratio) : q.logvar - p.logvar;
-  // Near one, ratio - 1 loses what expm1 keeps; far from it, expm1 multiplies the error of the logarithm.
-  const bool near_one = log * log < T(0.25);
-  return {near_one ? math::expm1_near_zero(log) : ratio - T(1), log};
+  const T std_ratio = q.std * p.inverse_std, ratio = std_ratio * std_ratio;
+  if constexpr (stable) {
+    return {ratio - T(1), math::excess_over_log(ratio)};
+  } else {
+    // The ratio can underflow where its logarithm does not. Near one it loses what expm1 of the logarithm keeps; far
+    // from there expm1 multiplies the logarithm's error.
+    const T log = q.logvar - p.logvar;
+    const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : ratio - T(1);
+    return {minus_one, minus_one - log};
+  }
 }
 
 template <KL kl, bool stable, class T>
 LADDER_FN T divergence(const Gaussian<T>& q, const Gaussian<T>& p, Latent<T> latent) {
+  const T residual = ((kl == KL::analytic ? q.mean : latent.z) - p.mean) * p.inverse_std;
   if constexpr (kl == KL::analytic) {
-    const VarianceRatio<T> ratio = variance_ratio<stable>(q, p);
-    const T residual = math::divide(q.mean - p.mean, p.std);
-    return T(0.5) * ((ratio.minus_one - ratio.log) + residual * residual);
+    return T(0.5) * (variance_ratio<stable>(q, p).excess + residual * residual);
   } else {
-    return log_density(latent.eps, q) - log_density(math::divide(latent.z - p.mean, p.std), p);
+    return log_density(latent.eps, q) - log_density(residual, p);
   }
 }
 
@@ -122,10 +126,10 @@ struct StepGradients {
   T q_mean, q_logvar, p_mean, p_logvar, latent;
 };
 
-// From log of the variance on to the raw log-variance; 0 beyond the clamp.
+// From twice the gradient of the log of the variance on to that of the raw log-variance; 0 beyond the clamp.
 template <class T>
-LADDER_FN T to_raw_logvar(T grad_log_var, const Gaussian<T>& gaussian) {
-  return gaussian.clamped ? T(0) : grad_log_var * gaussian.slope;
+LADDER_FN T to_raw_logvar(T two_grad_log_var, const Gaussian<T>& gaussian) {
+  return gaussian.clamped ? T(0) : T(0.5) * two_grad_log_var * gaussian.slope;
 }
 
 // Where neither z nor, for a given latent, log q(z) has an incoming gradient, `draw` is to be the mode: nothing flows
@@ -134,39 +138,40 @@ template <Draw draw, KL kl, bool stable, class T>
 LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T>& p, T source, T temperature,
                                           IncomingGradients<T> incoming) {
   const Latent<T> latent = draw_latent<draw>(q, source, temperature);
-  StepGradients<T> grads{};
-  T to_z = incoming.z, to_log_q = incoming.log_q, to_q_log_var = T(0);
+  // -0: a compiler drops an addition to it, but not one to 0.
+  StepGradients<T> grads{T(-0.0)};
+  T to_z = incoming.z, to_log_q = incoming.log_q, two_to_q_log_var = T(-0.0);
 
   if constexpr (kl != KL::none) {
-    const T residual = math::divide((kl == KL::analytic ? q.mean : latent.z) - p.mean, p.std);
-    const T pull = math::divide(incoming.kl * residual, p.std);
-    grads.p_mean = -pull;
+    const T residual = (p.mean - (kl == KL::analytic ? q.mean : latent.z)) * p.inverse_std;
+    const T to_residual = incoming.kl * residual;
+    grads.p_mean = to_residual * p.inverse_std;
     if constexpr (kl == KL::analytic) {
       const T ratio_minus_one = variance_ratio<stable>(q, p).minus_one;
-      grads.q_mean = pull;
-      to_q_log_var = T(0.5) * incoming.kl * ratio_minus_one;
-      grads.p_logvar = to_raw_logvar(T(-0.5) * incoming.kl * (ratio_minus_one + residual * residual), p);
+      grads.q_mean -= grads.p_mean;
+      two_to_q_log_var = incoming.kl * ratio_minus_one;
+      grads.p_logvar = to_raw_logvar(-two_to_q_log_var - to_residual * residual, p);
     } else {
-      to_z += pull;
+      to_z -= grads.p_mean;
       to_log_q += incoming.kl;
-      grads.p_logvar = to_raw_logvar(T(0.5) * incoming.kl * (T(1) - residual * residual), p);
+      grads.p_logvar = to_raw_logvar(incoming.kl - to_residual * residual, p);
     }
   }
 
   if constexpr (draw == Draw::latent) {
     // z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
-    const T score = math::divide(to_log_q * latent.eps, q.std);
+    const T score = to_log_q * latent.eps * q.inverse_std;
     grads.q_mean += score;
     to_z -= score;
-    to_q_log_var += T(0.5) * to_log_q * (latent.eps * latent.eps - T(1));
+    two_to_q_log_var += to_log_q * (latent.eps * latent.eps - T(1));
     grads.latent = to_z;
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * latent.eps * q.std;
-    to_q_log_var -= T(0.5) * to_log_q;
+    if constexpr (draw == Draw::noise) two_to_q_log_var += to_z * latent.eps * q.std;
+    two_to_q_log_var -= to_log_q;
   }
-  grads.q_logvar = to_raw_logvar(to_q_log_var, q);
+  grads.q_logvar = to_raw_logvar(two_to_q_log_var, q);
   return grads;
 }
 

@@ -17,8 +17,8 @@ LADDER_FN PhiloxBlock<Word> philox_rounds(PhiloxBlock<Word> c, std::uint32_t key
   if constexpr (rounds == 0) {
     return c;
   } else {
-    const std::uint64_t product0 = std::uint64_t{0xD2511F53} * static_cast<std::uint32_t>(c.word0);
-    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * static_cast<std::uint32_t>(c.word2);
+    const std::uint64_t product0 = math::wide_product(0xD2511F53, static_cast<std::uint32_t>(c.word0));
+    const std::uint64_t product1 = math::wide_product(0xCD9E8D57, static_cast<std::uint32_t>(c.word2));
     const PhiloxBlock<Word> next{static_cast<Word>(product1 >> 32) ^ c.word1 ^ key0,
                                  static_cast<std::uint32_t>(product1),
                                  static_cast<Word>(product0 >> 32) ^ c.word3 ^ key1,
@@ -47,7 +47,7 @@ struct NormalPair {
 
 template <class T>
 LADDER_FN NormalPair<T> box_muller(std::uint32_t word1, std::uint32_t word2) {
-  const T radius = math::sqrt(T(-2) * math::positive_log(uniform<T>(word1)));
+  const T radius = math::sqrt(math::minus_two_log(uniform<T>(word1)));
   const math::SinCos<T> turn = math::sincos_turns(uniform<T>(word2));
   return {radius * turn.cos, radius * turn.sin};
 }

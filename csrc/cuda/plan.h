@@ -58,9 +58,31 @@ struct Step {
 LADDER_FN const Parameters<float>& parameters(const Step& step, float) { return step.in_float; }
 LADDER_FN const Parameters<double>& parameters(const Step& step, double) { return step.in_double; }
 
+// A number that the device divides by: a division takes a GPU some twenty instructions, this takes three. The quotient
+// is (n + n * multiplier / 2^32) / 2^shift.
+struct Divisor {
+  Divisor(int value = 1) : value(value < 1 ? 1 : value) {
+    const std::uint64_t one = 1, divisor = static_cast<std::uint64_t>(this->value);
+    while (one << shift < divisor) ++shift;
+    multiplier = static_cast<std::uint32_t>(((((one << shift) - divisor) << 32) / divisor) + 1);
+  }
+
+  int value;
+  std::uint32_t multiplier;
+  int shift = 0;
+};
+
+// Of n >= 0.
+LADDER_FN int operator/(int n, const Divisor& divisor) {
+  const std::uint64_t high = math::wide_product(static_cast<std::uint32_t>(n), divisor.multiplier) >> 32;
+  return static_cast<int>((static_cast<std::uint32_t>(n) + static_cast<std::uint32_t>(high)) >> divisor.shift);
+}
+LADDER_FN int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
+
 // Rows and columns [start, stop) of the last two dims, and these dims' sizes.
 struct Window {
-  int row_start, row_stop, column_start, column_stop, height, width;
+  int row_start, row_stop, column_start, column_stop;
+  Divisor height, width;
 };
 
 struct Forward {

@@ -14,12 +14,23 @@ struct Values {
   T at[count];
 };
 
+// For what a loop needs in every turn: without this the compiler computes addresses anew for each row, to save registers
+// that nothing else asks for.
+__device__ __forceinline__ std::size_t pinned(std::size_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+template <class T>
+__device__ __forceinline__ T* pinned(T* in_global_memory) {
+  return static_cast<T*>(__cvta_global_to_generic(pinned(__cvta_generic_to_global(in_global_memory))));
+}
+
 // Columns of elements `Stored` in vectors of `vector`, whole sixteen-byte words; `takes_vectors` has seen to it.
 template <class Stored, int width, int vector>
 class VectorColumns {
  public:
   __device__ VectorColumns(const Grid&, const View& view, const Place& place, int half = 0)
-      : data(static_cast<Stored*>(view.data) + place.sample * view.batch + half * view.half + place.column),
+      : data(pinned(static_cast<Stored*>(view.data) + place.sample * view.batch + half * view.half + place.column)),
         row_bytes(view.row_bytes),
         gap(place.gap) {}
 
@@ -61,12 +72,12 @@ class SingleColumn {
   __device__ SingleColumn(const Grid& grid, const View& view, const Place& place, int half = 0)
       : grid(grid),
         view(view),
-        first(place.sample * view.batch + half * view.half + column_offset(grid, view, place.column)) {}
+        first(place.sample * view.batch + half * view.half + column_offset<false>(grid, view, place.column)) {}
 
-  __device__ Values<T, 1> load(int row) const { return {load_any<T>(view, first + row_offset(grid, view, row))}; }
+  __device__ Values<T, 1> load(int row) const { return {load_any<T>(view, first + row_offset<false>(grid, view, row))}; }
 
   __device__ void store(int row, Values<T, 1> value) const {
-    store_any(view, first + row_offset(grid, view, row), value.at[0]);
+    store_any(view, first + row_offset<false>(grid, view, row), value.at[0]);
   }
 
  private:

@@ -5,10 +5,12 @@
 namespace ladder_kernels::cuda {
 namespace {
 
-template <class T>
+template <class Access, class T = typename Access::T>
 __device__ T load_sum(const Grid& grid, const View& view, std::int64_t sample, int row, int column) {
+  constexpr bool collapsed = Access::width > 1;
   if (view.data == nullptr) return T(0);
-  const std::int64_t offset = sample * view.batch + row_offset(grid, view, row) + column_offset(grid, view, column);
+  const std::int64_t offset = sample * view.batch + row_offset<collapsed>(grid, view, row) +
+                              column_offset<collapsed>(grid, view, column);
   return static_cast<const T*>(view.data)[offset];
 }
 
@@ -32,14 +34,14 @@ struct Incoming {
         z(grid, call.grad_z, place),
         elementwise(grid, call.grad_elementwise, place),
         sample(place.sample),
-        log_q(load_sum<T>(grid, call.grad_log_q, sample, 0, 0)),
-        restricted(load_sum<T>(grid, call.grad_restricted, sample, 0, 0)) {
-    const T samplewise = load_sum<T>(grid, call.grad_samplewise, sample, 0, 0);
+        log_q(load_sum<Access>(grid, call.grad_log_q, sample, 0, 0)),
+        restricted(load_sum<Access>(grid, call.grad_restricted, sample, 0, 0)) {
+    const T samplewise = load_sum<Access>(grid, call.grad_samplewise, sample, 0, 0);
     const View& over_rows = grid.channels_inner ? call.grad_channelwise : call.grad_spatial;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const int column = place.template column_of<Access::vector>(i);
-      by_column[i] = samplewise + load_sum<T>(grid, over_rows, sample, 0, column);
+      by_column[i] = samplewise + load_sum<Access>(grid, over_rows, sample, 0, column);
       if (!grid.channels_inner) by_column[i] += in_window(column);
     }
   }
@@ -49,7 +51,7 @@ struct Incoming {
   }
 
   __device__ Values<T, width> load_kl(int row) const {
-    T by_row = load_sum<T>(grid, grid.channels_inner ? call.grad_spatial : call.grad_channelwise, sample, row, 0);
+    T by_row = load_sum<Access>(grid, grid.channels_inner ? call.grad_spatial : call.grad_channelwise, sample, row, 0);
     if (grid.channels_inner) by_row += in_window(row);
     Values<T, width> kl = call.grad_elementwise.data == nullptr ? Values<T, width>{} : elementwise.load(row);
 #pragma unroll
@@ -110,7 +112,7 @@ class BackwardColumns {
       q_mean.store(row, to_q.mean);
       q_logvar.store(row, to_q.logvar);
     }
-    if (call.grad_latent.data != nullptr) latent.store(row, to_latent);
+    if (Path::may_be_given && call.grad_latent.data != nullptr) latent.store(row, to_latent);
     return to_p;
   }
 
@@ -121,8 +123,9 @@ class BackwardColumns {
   typename Access::Columns q_mean, q_logvar, latent;
 };
 
+// The second bound leaves a thread 128 registers: without it, some variants get by with fewer and spill.
 template <class Access, class Path>
-__global__ void __launch_bounds__(max_threads) backward_kernel(const __grid_constant__ Backward call) {
+__global__ void __launch_bounds__(max_threads, 4) backward_kernel(const __grid_constant__ Backward call) {
   const Grid& grid = call.step.grid;
   const Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
   if (!place.has_columns) return;
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(max_threads) backward_kernel(const __grid_cons
 
 // p has batch 1: a thread takes one tile of every sample in turn and sums p's gradients over them.
 template <class Access>
-__global__ void __launch_bounds__(max_threads) backward_shared_kernel(const __grid_constant__ Backward call) {
+__global__ void __launch_bounds__(max_threads, 4) backward_shared_kernel(const __grid_constant__ Backward call) {
   using T = typename Access::T;
   const Grid& grid = call.step.grid;
   Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);

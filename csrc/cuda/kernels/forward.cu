@@ -86,8 +86,10 @@ __device__ __forceinline__ void store_partials(const Forward& call, const Place&
   partials.logvar_max[block] = logvar_max;
 }
 
+// The second bound leaves a thread 96 registers, or for doubles 128: with fewer, some variants spill.
 template <class Access, class Path>
-__global__ void __launch_bounds__(max_threads) forward_kernel(const __grid_constant__ Forward call) {
+__global__ void __launch_bounds__(max_threads, sizeof(typename Access::T) == sizeof(float) ? 5 : 4)
+    forward_kernel(const __grid_constant__ Forward call) {
   using T = typename Access::T;
   constexpr int width = Access::width;
   const Grid& grid = call.step.grid;
@@ -95,7 +97,8 @@ __global__ void __launch_bounds__(max_threads) forward_kernel(const __grid_const
   const Inputs<Access, Path> in(call.step, place);
   const typename Access::Columns z(grid, call.z, place);
   const typename Access::FloatColumns kl(grid, call.kl, place);
-  T* const row_sums = Partials<T>(call).row_sums + (place.column_block * grid.batch + place.sample) * grid.rows;
+  T* const row_sums =
+      pinned(Partials<T>(call).row_sums + (place.column_block * grid.batch + place.sample) * grid.rows);
   Totals<T, width> totals;
 
   for (int step = 0; step < call.tiles.steps; ++step) {

@@ -6,22 +6,6 @@
 
 namespace ladder_kernels::cuda {
 
-// A Philox word that the optimiser cannot see through: it would widen the words to 64 bits, and then miss that a product
-// of two is one instruction.
-class Word {
- public:
-  __device__ Word(std::uint64_t value) : value(static_cast<std::uint32_t>(value)) {}
-
-  __device__ operator std::uint32_t() const {
-    std::uint32_t opaque;
-    asm("mov.b32 %0, %1;" : "=r"(opaque) : "r"(value));
-    return opaque;
-  }
-
- private:
-  std::uint32_t value;
-};
-
 // The normals of `seed`, four to a Philox block; every vector, from `first` on `gap` apart, begins a block.
 template <class T, int width, int vector>
 LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t first, int gap) {
@@ -29,7 +13,7 @@ LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t firs
   Values<T, width> values;
 #pragma unroll
   for (int i = 0; i < width; i += 4) {
-    const auto words = philox4x32<Word>((first + (i / vector * gap + i % vector)) / 4, seed);
+    const auto words = philox4x32<std::uint32_t>((first + (i / vector * gap + i % vector)) / 4, seed);
     const auto pair0 = box_muller<T>(words.word0, words.word1), pair1 = box_muller<T>(words.word2, words.word3);
     values.at[i] = pair0.first;
     values.at[i + 1] = pair0.second;
@@ -42,7 +26,7 @@ LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t firs
 // One element alone makes its own block and keeps one lane.
 template <class T>
 LADDER_FN T philox_normal(std::uint64_t seed, std::uint64_t element) {
-  const auto words = philox4x32<Word>(element / 4, seed);
+  const auto words = philox4x32<std::uint32_t>(element / 4, seed);
   const bool second_pair = element & 2;
   const auto pair = second_pair ? box_muller<T>(words.word2, words.word3) : box_muller<T>(words.word0, words.word1);
   return element & 1 ? pair.second : pair.first;
@@ -81,7 +65,7 @@ struct Inputs {
         p_logvar(step.grid, step.p, place, 1),
         source(step.grid, step.source, place),
         seed(Path::has_philox(step) ? static_cast<std::uint64_t>(*step.seed) : 0),
-        element(place.sample * step.grid.rows * step.grid.columns + place.column),
+        element(pinned(place.sample * step.grid.rows * step.grid.columns + place.column)),
         gap(place.gap) {}
 
   __device__ Raw<T, width> load_q(int row) const { return {q_mean.load(row), q_logvar.load(row)}; }

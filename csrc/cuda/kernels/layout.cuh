@@ -5,19 +5,23 @@
 
 namespace ladder_kernels::cuda {
 
+// `collapsed`: known to have one dim of space.
+template <bool collapsed>
 LADDER_FN std::int64_t position_offset(const Grid& grid, const View& view, int position) {
-  if (grid.space_dims == 1) return position * view.space[2];
+  if (collapsed || grid.space_dims == 1) return position * view.space[2];
   const int plane = position / grid.space[2];
   return plane / grid.space[1] * view.space[0] + plane % grid.space[1] * view.space[1] +
          position % grid.space[2] * view.space[2];
 }
 
+template <bool collapsed>
 LADDER_FN std::int64_t row_offset(const Grid& grid, const View& view, int row) {
-  return grid.channels_inner ? position_offset(grid, view, row) : row * view.channel;
+  return grid.channels_inner ? position_offset<collapsed>(grid, view, row) : row * view.channel;
 }
 
+template <bool collapsed>
 LADDER_FN std::int64_t column_offset(const Grid& grid, const View& view, int column) {
-  return grid.channels_inner ? column * view.channel : position_offset(grid, view, column);
+  return grid.channels_inner ? column * view.channel : position_offset<collapsed>(grid, view, column);
 }
 
 // Whether a flat position of space lies in the window.

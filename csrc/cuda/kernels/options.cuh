@@ -15,6 +15,8 @@ struct Options {
 // Noise, and a KL.
 template <KL kl, bool stable, bool philox, bool p>
 struct HotPath {
+  static constexpr bool may_be_given = false;
+
   __device__ static bool has_philox(const Step&) { return philox; }
   __device__ static bool has_p(const Step&) { return p; }
 
@@ -25,6 +27,8 @@ struct HotPath {
 };
 
 struct AnyPath {
+  static constexpr bool may_be_given = true;  // the latent
+
   __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
   __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
 

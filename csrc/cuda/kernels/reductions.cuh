@@ -6,11 +6,7 @@
 namespace ladder_kernels::cuda {
 
 // NaN if either is.
-__device__ __forceinline__ float nan_max(float a, float b) {
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-}
+__device__ __forceinline__ float nan_max(float a, float b) { return math::maximum(a, b); }
 __device__ __forceinline__ double nan_max(double a, double b) { return a > b || a != a ? a : b; }
 
 struct Add {
