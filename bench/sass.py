@@ -3,8 +3,8 @@
 import os
 import re
 import subprocess
-import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 WARP = 32
@@ -12,7 +12,7 @@ WAVE = 64
 
 
 class KernelCost(NamedTuple):
-    """What a compiled kernel costs; `instructions` and the access counts are those of its main loop, per thread."""
+    """What a compiled kernel costs; `instructions` and the accesses are those of its main loop, per thread."""
 
     registers: int
     stack: int
@@ -24,77 +24,87 @@ class KernelCost(NamedTuple):
     @property
     def wide_share(self) -> float:
         """The share of the loop's global traffic that moves 128 bits a thread; the rest is sums and scalars."""
-        total = sum(bits * count for bits, count in self.accesses.items())
+        total = _traffic(self.accesses)
         return 128 * self.accesses.get(128, 0) / total if total else 0.0
 
 
-def cuda_cost(cubin: bytes, tools: str, shared: int) -> KernelCost:
-    """The cost of one cubin; `tools` is the folder of nvdisasm and cuobjdump."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        sass = _run(os.path.join(tools, "nvdisasm"), "-c", file.name)
-        usage = _run(os.path.join(tools, "cuobjdump"), "-res-usage", file.name)
-    loop = _main_loop(sass, r"\s*(\.L_x_\d+):", r"\s*/\*[0-9a-f]+\*/\s+(.*?);", r"BRA.*?(\.L_x_\d+)")
-    names = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in loop]
-    widths: Counter[int] = Counter()
-    for name in names:
-        if name.startswith(("LDG.", "STG.")):
-            widths[_bits(name)] += 1
-    return KernelCost(
-        registers=_number(r"REG:(\d+)", usage),
-        stack=_number(r"STACK:(\d+)", usage),
-        spills=sum(name.startswith(("LDL", "STL")) for name in names),
-        shared=shared,
-        instructions=len(loop),
-        accesses=dict(widths),
-    )
+def nvidia_costs(cubin: str) -> dict[str, KernelCost]:
+    """The cost of every kernel in a file of machine code, by its mangled name."""
+    usage = dict(re.findall(r"Function (\S+):\s*(.*)", run_tool("cuobjdump", "-res-usage", cubin)))
+    # Code that several kernels share has a section, but no usage, of its own.
+    return {name: _nvidia_cost(sass, usage[name]) for name, sass in _sections(cubin) if name in usage}
 
 
 def amd_cost(assembly: str, shared: int) -> KernelCost:
     """The cost of one AMD kernel from its assembly."""
-    loop = _main_loop(assembly, r"(\.LBB\d+_\d+):", r"\t([a-z]\w+.*)", r"s_c?branch\w* (\.LBB\d+_\d+)")
-    widths: Counter[int] = Counter()
-    for line in loop:
-        match = re.match(r"(?:global|buffer)_(?:load|store)_(\w+)", line)
-        if match:
-            widths[_amd_bits(match.group(1))] += 1
+    label, instruction, branch = r"(\.LBB\d+_\d+):", r"\t([a-z]\w+.*)", r"s_c?branch\w* (\.LBB\d+_\d+)"
+    loop = _main_loop(_stretches(assembly, label, instruction, branch), _amd_accesses)
     return KernelCost(
         registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
         stack=_number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
         spills=_number(r"\.vgpr_spill_count:\s+(\d+)", assembly),
         shared=shared,
         instructions=len(loop),
-        accesses=dict(widths),
+        accesses=_amd_accesses(loop),
     )
 
 
-def _run(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+def run_tool(name: str, *arguments: str, folder: str | None = None) -> str:
+    """The output of nvdisasm or cuobjdump, which come with Triton."""
+    import triton
+
+    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
+    result = subprocess.run([path, *arguments], capture_output=True, text=True, check=True, cwd=folder)
     return result.stdout + result.stderr
 
 
-def _number(pattern: str, text: str) -> int:
-    match = re.search(pattern, text)
-    if match is None:
-        raise ValueError(f"no {pattern} in the output of the disassembler")
-    return int(match.group(1))
+def _sections(cubin: str) -> Iterator[tuple[str, str]]:
+    """Name and disassembly of every section of code."""
+    for section in re.split(r"^\s*\.section\s+\.text\.", run_tool("nvdisasm", "-c", cubin), flags=re.MULTILINE)[1:]:
+        yield section.split(",")[0].strip('"\t '), section
 
 
-def _main_loop(text: str, label: str, instruction: str, branch: str) -> list[str]:
-    """The instructions of the longest stretch that a branch leads back over."""
+def _nvidia_cost(sass: str, usage: str) -> KernelCost:
+    label, instruction, branch = r"\s*(\.L_x_\d+):", r"\s*/\*[0-9a-f]+\*/\s+(.*?);", r"BRA.*?(\.L_x_\d+)"
+    loop = _main_loop(_stretches(sass, label, instruction, branch), _nvidia_accesses)
+    return KernelCost(
+        registers=_number(r"REG:(\d+)", usage),
+        stack=_number(r"STACK:(\d+)", usage),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        shared=_number(r"SHARED:(\d+)", usage),
+        instructions=len(loop),
+        accesses=_nvidia_accesses(loop),
+    )
+
+
+def _stretches(text: str, label: str, instruction: str, branch: str) -> list[list[str]]:
+    """Every stretch of instructions that a branch leads back over."""
     lines: list[str] = []
     labels: dict[str, int] = {}
-    loop: list[str] = []
+    stretches = []
     for line in text.splitlines():
         if match := re.match(label, line):
             labels[match.group(1)] = len(lines)
         elif match := re.match(instruction, line):
             lines.append(match.group(1))
             target = re.search(branch, match.group(1))
-            if target and len(lines) - labels.get(target.group(1), len(lines)) > len(loop):
-                loop = lines[labels[target.group(1)] :]
-    return loop
+            if target and target.group(1) in labels:
+                stretches.append(lines[labels[target.group(1)] :])
+    return stretches
+
+
+def _main_loop(stretches: list[list[str]], accesses: Callable[[list[str]], dict[int, int]]) -> list[str]:
+    """The one that moves the most data: a loop of the epilogue can be longer."""
+    return max(stretches, key=lambda stretch: (_traffic(accesses(stretch)), len(stretch)), default=[])
+
+
+def _traffic(accesses: dict[int, int]) -> int:
+    return sum(bits * count for bits, count in accesses.items())
+
+
+def _nvidia_accesses(loop: list[str]) -> dict[int, int]:
+    names = [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in loop]
+    return dict(Counter(_bits(name) for name in names if re.match(r"(LDG|STG|LD|ST)(\.|$)", name)))
 
 
 def _bits(name: str) -> int:
@@ -105,7 +115,19 @@ def _bits(name: str) -> int:
     return 32
 
 
+def _amd_accesses(loop: list[str]) -> dict[int, int]:
+    matches = [re.match(r"(?:global|buffer)_(?:load|store)_(\w+)", line) for line in loop]
+    return dict(Counter(_amd_bits(match.group(1)) for match in matches if match))
+
+
 def _amd_bits(kind: str) -> int:
     if match := re.match(r"dword(?:x(\d))?", kind):
         return 32 * int(match.group(1) or 1)
     return 16 if "short" in kind or "b16" in kind or "d16" in kind else 8
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in the output of the disassembler")
+    return int(match.group(1))
