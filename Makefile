@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types audit hostcost plots readme info cuda sanitize clean
+.PHONY: help demo test bench lint types audit hostcost plots readme info cuda sanitize clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -34,6 +34,9 @@ demo: $(INSTALLED)  ## train the real CAREamics model with both blocks, show the
 
 test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS=--quick
+	$(BIN)/python -m pytest bench -r fE --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
 
 lint: $(INSTALLED)  ## ruff: style and formatting
 	$(BIN)/ruff check .

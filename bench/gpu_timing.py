@@ -1,0 +1,110 @@
+"""What a GPU needs besides: time from CUDA events, inputs that do not stay in the L2, graphs, launches, peak memory."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from bench.cases import Case, Inputs
+from bench.measure import Calls
+from bench.timing import Stages
+
+# Calls of the runtime that start a kernel, and those that make the host wait.
+LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"} | {
+    "hipLaunchKernel",
+    "hipExtLaunchKernel",
+    "hipModuleLaunchKernel",
+    "hipExtModuleLaunchKernel",
+}
+WAITS = {"cudaStreamSynchronize", "hipStreamSynchronize"}  # what .item() and its like come down to
+
+LAUNCH_BOUND = 1 << 20  # latents; from here on a kernel takes longer than to launch it
+MOST_SETS = 64
+
+
+class EventClock:
+    """Marks in the current stream: the GPU's own time, with its waiting for a host that is late."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return 1e-3 * start.elapsed_time(end)
+
+
+def input_sets(case: Case, l2_bytes: int) -> int:
+    """How many sets of inputs together are twice the L2, so that none of them is still there when its turn comes.
+
+    At most 64: a case of less than 2^16 latents waits for its launches, wherever its inputs are.
+    """
+    # q and p, two values a latent each, and the gradient of z.
+    size = 5 * case.latents * case.dtype.itemsize
+    return min(-(-2 * l2_bytes // size), MOST_SETS)
+
+
+def capture(run: Stages, inputs: list[Inputs]) -> Stages:
+    """The same calls on every set of inputs as two CUDA graphs: all forwards, then all backwards.
+
+    Raises what the capture raises: work that waits for the host cannot be captured.
+    """
+    with run.context():
+        _on_a_side_stream(run, inputs[0])
+        forward = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(forward):
+            results = [run.forward(given) for given in inputs]
+        backward = None
+        if run.backward is not None:
+            backward = torch.cuda.CUDAGraph()
+            # One pool: the backward reads what the forward left.
+            with torch.cuda.graph(backward, pool=forward.pool()):
+                # Held until the capture ends, or every call would write to the same memory.
+                gradients = [run.backward(result, given) for result, given in zip(results, inputs, strict=True)]
+            del gradients
+    return Stages(
+        lambda _: forward.replay(),
+        None if backward is None else lambda *_: backward.replay(),
+        calls=len(inputs),
+    )
+
+
+def _on_a_side_stream(run: Stages, given: Inputs) -> None:
+    """Capturing happens on a side stream, where autograd, cuBLAS and the allocator must have been before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            result = run.forward(given)
+            if run.backward is not None:
+                run.backward(result, given)
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def count_launches(run: Callable[[], Any]) -> Calls:
+    """Kernels that `run()` launches, and how often it makes the host wait."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+    # The profiler waits for the device at its end, but for all of it, which is another call.
+    return counted(event.name for event in profile.events())
+
+
+def counted(names: Iterable[str]) -> Calls:
+    """From the names of a profile's events."""
+    names = list(names)
+    return Calls(sum(name in LAUNCHES for name in names), sum(name in WAITS for name in names))
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most memory that is allocated while `run()` runs, beyond what was before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
