@@ -118,15 +118,21 @@ def _turn(run: Stages, inputs: Sequence[Inputs], clock: Clock) -> list[tuple[flo
     ]
 
 
-def copying(size: int, device: torch.device, sets: int) -> Stages:
-    """A copy that moves `size` bytes, half read and half written: the bandwidth there is. Its buffers take turns."""
-    count = max(size // 8, 1)  # float32
-    # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
-    buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
-    turns: Iterator[Any] = itertools.cycle(buffers)
+class Copying:
+    """Copies as the measure of the bandwidth there is. Its buffers take turns, as the inputs do."""
 
-    def copy(_: Inputs) -> None:
-        source, target = next(turns)
-        target.copy_(source)
+    def __init__(self, most_bytes: int, device: torch.device, sets: int) -> None:
+        count = max(most_bytes // 8, 1)  # float32, half read and half written
+        # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
+        self._buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
 
-    return Stages(copy)
+    def of(self, size: int) -> Stages:
+        """A copy that moves `size` bytes, at most `most_bytes`."""
+        count = max(size // 8, 1)
+        turns: Iterator[Any] = itertools.cycle([(source[:count], target[:count]) for source, target in self._buffers])
+
+        def copy(_: Inputs) -> None:
+            source, target = next(turns)
+            target.copy_(source)
+
+        return Stages(copy)
