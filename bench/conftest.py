@@ -1,6 +1,7 @@
 """`make bench`: its options, the file of results, and Ctrl-C."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,6 @@ def _device(config: pytest.Config) -> torch.device:
     return config.getoption("device") or cli.default_device()
 
 
-@pytest.fixture(scope="session")
-def device(pytestconfig: pytest.Config) -> torch.device:
-    return _device(pytestconfig)
-
-
 class Session:
     """Measures cases, shows how far it is, and writes down what is done."""
 
@@ -55,6 +51,7 @@ class Session:
         path = config.getoption("results") or default_path(self._device, quick=self._quick)
         self.file = ResultsFile(path)
         self._environment = environment(self._device)
+        self._done, self._total = 0, total
         # Without a terminal there is nobody to watch a bar.
         self.bar = tqdm(total=total, bar_format=BAR, disable=None, leave=False)
 
@@ -65,9 +62,10 @@ class Session:
             results = suite.measure(case, self._device, effort, report=self.bar.set_postfix_str)
         except KeyboardInterrupt:
             self.bar.close()
-            done = f"{self.bar.n} of {self.bar.total} cases" if self.bar.n else "nothing"
+            done = f"{self._done} of {self._total} cases"
             pytest.exit(f"interrupted; {done} measured, in {self.file.path}", INTERRUPTED)
         self.file.append(as_row(case, result, self._environment) for result in results)
+        self._done += 1
         self.bar.update()
         return results
 
@@ -75,14 +73,21 @@ class Session:
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     total = len({item.callspec.params["case"] for item in request.session.items if hasattr(item, "callspec")})
-    session = Session(request.config, total)
+    with _uncaptured(request.config):
+        session = Session(request.config, total)
     yield session
     session.bar.close()
+    with _uncaptured(request.config):
+        print(f"\nwritten: {session.file.path}")
 
 
 @pytest.fixture(scope="module")
 def results(case: Case, session: Session, pytestconfig: pytest.Config) -> list[Result]:
     """All rows of a case."""
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
+    with _uncaptured(pytestconfig):
         return session.measure(case)
+
+
+def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    """In which a bar is seen: pytest keeps what is printed to itself."""
+    return config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled()

@@ -123,13 +123,14 @@ def _autocast(case: Case, inputs: Inputs) -> AbstractContextManager[Any]:
 
 def _upstream_compiled(case: Case) -> Forward:
     eager = _upstream(case)
-    wanted = ("z",) if case.prediction else ("z", *SUMS, "qvar_max")
+    wanted = ("z",) if case.prediction else ("z", *SUMS)
 
     # Only what ours returns too: the compiler drops the elementwise KL and the distributions' parameters.
     @torch.compile(dynamic=False)
     def compiled(inputs: Inputs) -> Any:
         data = eager(inputs)
-        return {name: data[name] for name in wanted}
+        # Detached as ours is: in bfloat16 the compiled gradient of the unused maximum makes all others NaN.
+        return {name: data[name] for name in wanted} | {"qvar_max": data["qvar_max"].detach()}
 
     return compiled
 
