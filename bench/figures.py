@@ -5,8 +5,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from bench import gpu_timing
 from bench.audit import TABLE, VALUES
 from bench.cases import GPU, Case, Inputs
@@ -41,31 +39,37 @@ def bytes_moved(case: Case, provider: Provider, name: str) -> int:
 
 def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figures]:
     """Memory and launches of every pass."""
-    device = inputs.q.device
+    gpu = inputs.q.device.type == GPU
+    results: list[Any] = []
+
+    def forward() -> None:
+        results[:] = [stages.forward(inputs)]
+
+    def calls(run: Callable[[], Any]) -> tuple[int, int] | tuple[None, None]:
+        if gpu:
+            return gpu_timing.count_launches(run)
+        # On a CPU a compiled function does not go through the dispatcher.
+        return (None, None) if provider.compiled else count_calls(run)
+
+    def peak(run: Callable[[], Any]) -> int | None:
+        return gpu_timing.peak_bytes(run) if gpu else None
+
     with stages.context():
         if stages.backward is None:
-            return {"sample": _figures(provider, device, lambda: stages.forward(inputs))}
+            return {"sample": Figures(peak(lambda: stages.forward(inputs)), None, *calls(forward))}
         backward = stages.backward
         kept = bytes_kept(lambda: stages.forward(inputs))
-        forward_figures = _figures(provider, device, lambda: stages.forward(inputs))
-        step = _figures(provider, device, lambda: backward(stages.forward(inputs), inputs))
-        result = stages.forward(inputs)
-        backward_figures = _figures(provider, device, lambda: backward(result, inputs))
-    # A backward of its own is measured from the memory that its forward left: the step's peak says all of it.
-    backward_figures = backward_figures._replace(peak_bytes=step.peak_bytes)
+        peak_forward = peak(lambda: stages.forward(inputs))
+        peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
+        forward_calls = calls(forward)
+        backward_calls = calls(lambda: backward(results.pop(), inputs))
+    both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]
     return {
-        "forward": forward_figures._replace(kept_bytes=kept),
-        "backward": backward_figures._replace(kept_bytes=kept),
-        "step": step._replace(kept_bytes=kept),
+        "forward": Figures(peak_forward, kept, *forward_calls),
+        # A backward begins with what its forward left, and that is part of its peak.
+        "backward": Figures(peak_step, kept, *backward_calls),
+        "step": Figures(peak_step, kept, *both),
     }
-
-
-def _figures(provider: Provider, device: torch.device, run: Callable[[], Any]) -> Figures:
-    if device.type == GPU:
-        return Figures(gpu_timing.peak_bytes(run), None, *gpu_timing.count_launches(run))
-    if provider.compiled:  # does not go through the dispatcher
-        return Figures()
-    return Figures(None, None, *count_calls(run))
 
 
 def instructions_per_latent(case: Case, provider: Provider, name: str, target: str | None) -> float | None:

@@ -67,7 +67,7 @@ class Times(NamedTuple):
         return [forward + backward for forward, backward in zip(self.forward, self.backward, strict=True)]
 
 
-WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 1  # the check and the count ran everything before
 
 
 def take_turns(

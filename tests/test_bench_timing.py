@@ -78,8 +78,9 @@ def test_the_context_is_entered_around_a_turn_and_is_not_timed():
 def test_all_inputs_have_their_turn_before_the_device_is_waited_for():
     clock, seen = FakeClock(), []
     found = take_turns({"a": Stages(seen.append)}, ["x", "y"], clock, Effort(0, 2, 2))
-    assert seen == ["x", "y"] * 4
-    assert clock.waits == 4
+    turns = timing.WARM_UP_ROUNDS + 2
+    assert seen == ["x", "y"] * turns
+    assert clock.waits == turns
     assert len(found["a"].forward) == 4
 
 
