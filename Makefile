@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types audit hostcost plots readme info cuda sanitize clean
+.PHONY: help demo test bench train lint types audit hostcost wheels plots readme info cuda sanitize clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -66,6 +66,9 @@ plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS=
 
 readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--check compares, figures too
 	$(BIN)/python -m bench.readme $(ARGS)
+
+train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
+	$(BIN)/python -m bench.train $(ARGS)
 
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info

@@ -1,6 +1,7 @@
 """What the command lines of `bench` share: one-line complaints, checked numbers and devices."""
 
 import argparse
+import platform
 from typing import NoReturn
 
 import torch
@@ -35,3 +36,12 @@ def device(text: str) -> torch.device:
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(found: torch.device) -> str:
+    """The device in words."""
+    if found.type == "cuda":
+        return torch.cuda.get_device_name(found)
+    if found.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    return str(found)

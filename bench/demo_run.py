@@ -1,14 +1,13 @@
 """The demo's measurements, one after the other, each written into `Findings` as soon as it is there."""
 
 import datetime
-import platform
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from bench import careamics_model, micrograph
+from bench import careamics_model, cli, micrograph
 from bench.block_cost import BlockRun, block_costs
 from bench.demo_findings import CONTROL, NAMES, OURS, Findings
 from bench.trainer import KL_WEIGHT, PEAK_LEARNING_RATE, Trainer
@@ -28,7 +27,7 @@ def new_findings(settings: dict[str, Any], device: torch.device) -> Findings:
     report = info.collect()
     environment = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(device),
+        "device": cli.device_name(device),
         "backend": backend_name(device),
         "versions": report["versions"],
     }
@@ -42,15 +41,6 @@ def new_findings(settings: dict[str, Any], device: torch.device) -> Findings:
         "predictions": PREDICTIONS,
     }
     return Findings(settings | training, environment)
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-    return str(device)
 
 
 def backend_name(device: torch.device) -> str:

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from skimage import color, data
 from torch import Tensor
 
 NAME = "skimage.data.immunohistochemistry, in grey"
@@ -37,6 +36,8 @@ class Micrograph(NamedTuple):
 
 def load_micrograph(seed: int = 0) -> Micrograph:
     """The micrograph (512, 512), with Gaussian noise of standard deviation `NOISE_STD`."""
+    from skimage import color, data  # here, so that what else is in this file works without it
+
     clean = torch.from_numpy(color.rgb2gray(data.immunohistochemistry())).float()
     generator = torch.Generator().manual_seed(seed)
     return Micrograph(clean, clean + NOISE_STD * torch.randn(clean.shape, generator=generator))

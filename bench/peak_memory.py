@@ -1,0 +1,29 @@
+"""The most memory that tensors hold at once while something runs."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
+    """The most that tensors on `device` held at once during `run()`, beyond what they held before it.
+
+    None on a device whose memory torch does not count.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        run()
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        run()
+    events: Any = profiler.profiler
+    changes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(0, *accumulate(event.nbytes() for event in changes)) if changes else 0
