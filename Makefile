@@ -70,6 +70,14 @@ readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--ch
 train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
 	$(BIN)/python -m bench.train $(ARGS)
 
+WHEEL_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+wheels: $(INSTALLED)  ## out/wheels: what a GPU machine without a network lacks beside torch (Python 3.12, x86-64)
+	rm -rf out/wheels
+	cut -d' ' -f2 bench/wheels.txt | xargs $(BIN)/python -m pip download --quiet --disable-pip-version-check \
+	  --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(WHEEL_PLATFORMS:%=--platform %) \
+	  -c constraints.txt -d out/wheels
+	@du -sh out/wheels
+
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info
 

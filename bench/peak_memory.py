@@ -1,5 +1,6 @@
 """The most memory that tensors hold at once while something runs."""
 
+import gc
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -13,6 +14,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
 
     None on a device whose memory torch does not count.
     """
+    gc.collect()  # what is garbage already must not be freed, and subtracted, in between
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -96,12 +96,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
     from bench.careamics_model import PATCH_MULTIPLE
 
     parser = cli.Parser(prog="python -m bench.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds; on a CPU a small batch, nothing compiled")
+    parser.add_argument("--quick", action="store_true", help="few rounds; compiled in fp32 only, on a CPU not at all")
     parser.add_argument("--batch", type=cli.positive_int, help="patches per step (GPU 32, CPU 4, quick 2)")
     parser.add_argument("--patch", type=cli.positive_int, default=64, help="side of a patch in pixels (64)")
     parser.add_argument("--rounds", type=cli.positive_int, help="timed steps (GPU 100, quick 20; CPU 30, quick 7)")
     parser.add_argument(
-        "--precision", choices=train_steps.PRECISIONS, action="append", help="one of them, repeatable; default: all"
+        "--precision", choices=train_steps.PRECISIONS, action="append", help="repeatable; default: all that run there"
     )
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="default: the GPU, if any")
     parser.add_argument("--results", type=Path, help="the CSV (bench/results/<machine>-<date>-train.csv)")
@@ -123,11 +123,20 @@ def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
         batch=options.batch or batch,
         patch=options.patch,
         rounds=options.rounds or rounds,
-        precisions=options.precision or train_steps.PRECISIONS,
+        precisions=options.precision or train_steps.precisions_of(options.device),
         variants=train_steps.VARIANTS,
-        compiled=train_steps.PRECISIONS if on_gpu else () if options.quick else (train_steps.FP32,),
+        compiled=_compiled(on_gpu, options.quick),
     )
     return settings, results
+
+
+def _compiled(on_gpu: bool, quick: bool) -> Sequence[str]:
+    """The precisions to compile in: every model takes tens of seconds to compile on a GPU, minutes on a CPU."""
+    from bench.train_steps import FP32, PRECISIONS
+
+    if quick:
+        return (FP32,) if on_gpu else ()
+    return PRECISIONS if on_gpu else (FP32,)
 
 
 def _check_writable(parser: argparse.ArgumentParser, results: Path) -> None:

@@ -20,6 +20,11 @@ _AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
 WARM_UPS_BEFORE_CAPTURE = 3
 
 
+def precisions_of(device: torch.device) -> tuple[str, ...]:
+    """The precisions that run on a device."""
+    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
+
+
 class Variant(NamedTuple):
     """A way to run the model: whose stochastic blocks, and eager, compiled or captured as a CUDA graph."""
 
@@ -44,7 +49,7 @@ VARIANTS = (
 
 def reason_to_skip(variant: Variant, precision: str, device: torch.device, train: bool) -> str | None:
     """Why a variant cannot run, or None."""
-    if precision == FP16_MIXED and device.type == "cpu":
+    if precision not in precisions_of(device):
         return "float16 with a scaled loss needs a GPU; CAREamics, too, takes bf16-mixed on a CPU"
     if variant.captured and device.type != "cuda":
         return "CUDA graphs need a GPU"

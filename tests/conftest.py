@@ -1,5 +1,7 @@
 """What every test gets: a fixed seed, uninitialised memory full of NaN, and the backends that run on this machine."""
 
+import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -18,6 +20,11 @@ torch.set_num_threads(1)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.
 BACKENDS = ("torch", "cpp", "triton")
+if DEVICE.type == "cuda" and importlib.util.find_spec("ladder_kernels._CUDA") is not None:
+    BACKENDS += ("cuda",)
+# Which functions make tensors on the default device torch finds out once: now, before `_poison` replaces some.
+with DEVICE:
+    torch.zeros(())
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +66,7 @@ def device() -> torch.device:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on one backend after the other."""
-    with use_backend(request.param):
+    """Runs the test on one backend after the other, with all its tensors on the GPU if there is one."""
+    on_gpu = DEVICE.type == "cuda" and request.param != "cpp"
+    with use_backend(request.param), DEVICE if on_gpu else contextlib.nullcontext():
         yield request.param

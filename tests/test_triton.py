@@ -18,8 +18,8 @@ KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel"
 
 
 @pytest.fixture(autouse=True)
-def _triton():
-    with use_backend("triton"):
+def _triton(device):
+    with use_backend("triton"), device:
         yield
 
 
