@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
@@ -23,9 +23,10 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
     if device.type != "cpu":
         run()
         return None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    # Not torch.profiler's: that one takes seconds to make tables of everything that ran.
+    with profile(profile_memory=True) as profiler:
         run()
-    events: Any = profiler.profiler
-    changes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profiler.kineto_results
+    changes = [event for event in results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(0, *accumulate(event.nbytes() for event in changes)) if changes else 0
+    return max(accumulate((event.nbytes() for event in changes), initial=0))

@@ -58,8 +58,9 @@ class Runner:
 
     variant: Variant
     step: Step
-    peak: int | None
-    values: list[float]
+    peak: int | None = None
+    """Bytes: the most at once from nothing to the end of the first steps."""
+    values: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
 
@@ -108,7 +109,7 @@ class _Group:
         if reason is not None:
             return self._add(variant, SKIPPED, reason)
         try:
-            runner = self._build(variant, first)
+            runner = self._build_and_weigh(variant, first)
             self._check(runner, first)
         except WrongError as error:
             return self._add(variant, WRONG, str(error))
@@ -119,17 +120,17 @@ class _Group:
             self._add_loss(variant, step, value)
 
     def _build(self, variant: Variant, first: list[Tensor], rng: str | None = None) -> Runner:
-        runner: Any = None
-
-        def build() -> None:
-            nonlocal runner
-            step = build_step(KINDS[self._name], variant, self._precision, first[0], rng)
-            runner = Runner(variant, step, None, [])
-            runner.values += [_timed(runner, count, patches)[0] for count, patches in enumerate(first)]
-
-        peak = peak_bytes(build, first[0].device)
-        runner.peak = peak
+        """The variant after its first steps."""
+        step = build_step(KINDS[self._name], variant, self._precision, first[0], rng)
+        runner = Runner(variant, step)
+        runner.values += [_timed(runner, count, patches)[0] for count, patches in enumerate(first)]
         return runner
+
+    def _build_and_weigh(self, variant: Variant, first: list[Tensor]) -> Runner:
+        built: list[Runner] = []
+        peak = peak_bytes(lambda: built.append(self._build(variant, first)), first[0].device)
+        built[0].peak = peak
+        return built[0]
 
     def _check(self, runner: Runner, first: list[Tensor]) -> None:
         """Raises WrongError where the first steps differ from upstream's by more than they may."""
