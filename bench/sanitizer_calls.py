@@ -5,6 +5,7 @@ Every memory layout, dtype and source of z, both KLs, sizes that nothing divides
 
 import argparse
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def call(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_la
     learned = packed(shape, dtype, device, channels_last=channels_last)
     broadcast = packed((1, *shape[1:]), dtype, device, channels_last=channels_last)
     latent = torch.randn(shape, device=device, requires_grad=True)
-    sources = ({"seed": 7}, {"noise": latent.detach()}, {"latent": latent}, {"mode": True})
+    sources: tuple[dict[str, Any], ...] = ({"seed": 7}, {"noise": latent.detach()}, {"latent": latent}, {"mode": True})
     priors = (learned, broadcast, None, learned)
     for source, p in zip(sources, priors, strict=True):
         step = normal_sample_kl(

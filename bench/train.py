@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from bench.train_run import Settings
 
+# Read by torch when it is loaded. Counting the CPU's memory else prints an error where there is no GPU.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 # Batch and rounds. On a GPU the batch is CAREamics' default.
 GPU, CPU = (32, 100), (4, 30)

@@ -30,23 +30,6 @@ TOOL = '#!/bin/sh\necho "$@"\n'
 
 SHELL = ("bash", "sh", "timeout", "tee", "tail", "head", "grep", "cut", "date", "mktemp", "rm", "mkdir", "sleep")
 SHELL += ("dirname", "tr", "cat")
-    "bash",
-    "sh",
-    "timeout",
-    "tee",
-    "tail",
-    "head",
-    "grep",
-    "cut",
-    "date",
-    "mktemp",
-    "rm",
-    "mkdir",
-    "sleep",
-    "dirname",
-    "tr",
-    "cat",
-]
 
 
 class Machine:
