@@ -69,8 +69,8 @@ class Training:
     """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss."""
 
     def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
-        self.model = _build(variant, patch, device, rng)
-        self._call: Callable[[Tensor], Any] = torch.compile(self.model) if variant.compiled else self.model
+        self.model: Any = _build(variant, patch, device, rng)
+        self._call = torch.compile(self.model) if variant.compiled else self.model
         self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
         parameters = self.model.parameters()
         self.optimizer = torch.optim.Adamax(parameters, lr=PEAK_LEARNING_RATE, capturable=variant.captured)
@@ -96,7 +96,7 @@ class Prediction:
     def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
         self.model: Any = _build(variant, patch, device, rng).eval()
         self.model.reset_for_inference((patch, patch))
-        self._call: Callable[[Tensor], Any] = torch.compile(self.model) if variant.compiled else self.model
+        self._call = torch.compile(self.model) if variant.compiled else self.model
         self._precision = precision
 
     @torch.no_grad()
