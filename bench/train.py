@@ -1,7 +1,7 @@
 """`python -m bench.train`: steps per second of the real CAREamics LadderVAE, with upstream's blocks and with ours.
 
 Training and prediction; eager, compiled, and captured as a CUDA graph; in every precision that CAREamics offers. The
-variants take turns step by step. Writes a CSV, the losses beside it, and the figure of their curves.
+variants take turns step by step. Writes a CSV, and the losses beside it.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         print(f"interrupted; what there is lies in {results}", file=sys.stderr)
         return INTERRUPTED
     print(f"{time.perf_counter() - start:.0f} s; written: {results}, {train_rows.losses_path(results)}")
-    _draw(train_rows.losses_path(results))
+    print(f"the figures: python -m bench.plots {results}")
     return 0
 
 
@@ -83,15 +83,6 @@ def _image() -> "Tensor":
     noise = torch.randn(1, 1, IMAGE_SIDE, IMAGE_SIDE, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.avg_pool2d(noise, 9, stride=1, padding=4)
     return (smooth / smooth.std() + NOISE_STD * noise)[0, 0]
-
-
-def _draw(losses: Path) -> None:
-    try:
-        from bench import train_figure
-    except ImportError as error:
-        print(f"no figure of the losses: {error}")
-        return
-    print(f"written: {train_figure.draw(losses)}")
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:

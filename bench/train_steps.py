@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.careamics_model import build_loss, build_model, build_unchecked_loss
 from bench.trainer import KL_WEIGHT, PEAK_LEARNING_RATE, DivergedError
@@ -69,7 +69,7 @@ class Training:
     """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss."""
 
     def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
-        self.model: Any = _build(variant, patch, device, rng)
+        self.model = _build(variant, patch, device, rng)
         self._call = torch.compile(self.model) if variant.compiled else self.model
         self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
         parameters = self.model.parameters()
@@ -94,7 +94,7 @@ class Prediction:
     """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
 
     def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
-        self.model: Any = _build(variant, patch, device, rng).eval()
+        self.model = _build(variant, patch, device, rng).eval()
         self.model.reset_for_inference((patch, patch))
         self._call = torch.compile(self.model) if variant.compiled else self.model
         self._precision = precision
@@ -160,7 +160,7 @@ def float32_noise() -> Iterator[None]:
         module._standard_normal = original
 
 
-def _build(variant: Variant, patch: int, device: torch.device, rng: Any) -> nn.Module:
+def _build(variant: Variant, patch: int, device: torch.device, rng: Any) -> Any:
     model = build_model(patch, seed=SEED).to(device)
     if variant.patched:
         patch_model(model, rng=rng)
