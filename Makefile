@@ -45,7 +45,7 @@ lint: $(INSTALLED)  ## ruff: style and formatting
 types: $(INSTALLED)  ## mypy
 	$(BIN)/mypy
 
-audit: $(INSTALLED)  ## what the GPU kernels cost, read from their machine code; needs no GPU. ARGS=--check compares
+audit: cuda  ## what the GPU kernels cost, read from their machine code; needs no GPU. ARGS=--check compares
 	$(BIN)/python -m bench.audit $(ARGS)
 
 hostcost: $(INSTALLED)  ## microseconds a step costs the host, by layer; needs no GPU

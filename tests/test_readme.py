@@ -11,7 +11,15 @@ from tests.made_up_results import changed, kernel_rows, loss_rows, training_rows
 NAMES = ("kernels", "training", "audit")
 KERNELS, TRAINING = "abacus-2026-01-31.csv", "abacus-2026-01-31-train.csv"
 AUDIT = [
-    {"target": target, "kernel": kernel, "registers": "40", "stack": "0", "spills": "0"}
+    {
+        "backend": "triton",
+        "target": target,
+        "kernel": kernel,
+        "options": "stable, philox, p",
+        "registers": "40",
+        "stack": "0",
+        "spills": "0",
+    }
     | {"wide_access_share": "0.959", "instructions_per_latent": count}
     for target in ("sm_80", "sm_90")
     for kernel, count in (("forward mc", "60.4"), ("forward analytic", "75.6"), ("backward mc", "70"), ("sample", "33"))

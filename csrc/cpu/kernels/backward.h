@@ -9,7 +9,7 @@ namespace ladder_kernels::cpu::LADDER_ISA {
 template <class T>
 struct alignas(64) BackwardBuffers {
   InputBuffers<T> inputs;
-  T grad_z[tile_size], grad_kl[tile_size], grad_elementwise[tile_size];
+  T grad_z[tile_size], grad_kl[tile_size], grad_by_column[tile_size], grad_elementwise[tile_size];
   T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], latent[tile_size];
 };
 
@@ -18,31 +18,29 @@ constexpr std::size_t scratch_size = sizeof(BackwardBuffers<double>);
 
 // The incoming gradient of the KL of every element, from the sums it went into.
 template <class T>
-static const T* read_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
+static Rows<const T> read_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
   const Grid& grid = call.step.grid;
   const double* const by_channel = call.by_channel + tile.batch * grid.channels;
   const double* const by_position = call.by_position ? call.by_position + tile.batch * grid.positions : nullptr;
   const double* const by_row = grid.channels_inner ? by_position : by_channel;
   const double* const by_column = grid.channels_inner ? by_channel : by_position;
-  T* const total = buffers.grad_kl;
+  for (std::int64_t i = 0; i < tile.columns; ++i) {
+    buffers.grad_by_column[i] = static_cast<T>(by_column ? by_column[tile.column + i] : 0.0);
+  }
+  const Rows<T> total = in_buffer(buffers.grad_kl, tile);
+  const Rows<const T> elementwise = read(call.grad_kl, grid, tile, buffers.grad_elementwise);
   for (std::int64_t row = 0; row < tile.rows; ++row) {
-    const double shared = by_row ? by_row[tile.row + row] : 0.0;
+    const T shared = static_cast<T>(by_row ? by_row[tile.row + row] : 0.0);
+    const T* const own = elementwise[row];
+    T* const to = total[row];
 #pragma omp simd
-    for (std::int64_t column = 0; column < tile.columns; ++column) {
-      const double own = by_column ? by_column[tile.column + column] : 0.0;
-      total[row * tile.columns + column] = static_cast<T>(shared + own);
-    }
+    for (std::int64_t i = 0; i < tile.columns; ++i) to[i] = shared + buffers.grad_by_column[i] + own[i];
   }
-  if (call.grad_kl.data != nullptr) {
-    const T* const elementwise = read(call.grad_kl, grid, tile, buffers.grad_elementwise);
-#pragma omp simd
-    for (std::int64_t i = 0; i < size(tile); ++i) total[i] += elementwise[i];
-  }
-  return total;
+  return {total.data, total.stride};
 }
 
 template <class Options, class T>
-LADDER_FN void backward_element(const Inputs<T>& in, std::int64_t i, IncomingGradients<T> incoming,
+LADDER_FN void backward_element(const InputLine<T>& in, std::int64_t i, IncomingGradients<T> incoming,
                                 const StepGradients<T*>& out) {
   const StepGradients<T> grads = step_gradients<Options::draw, Options::kl, Options::stable>(
       q_at<Options>(in, i), p_at<Options>(in, i), source_at<Options>(in, i), in.temperature, incoming);
@@ -56,27 +54,34 @@ LADDER_FN void backward_element(const Inputs<T>& in, std::int64_t i, IncomingGra
 }
 
 template <class Options, class T = typename Options::T>
-static StepGradients<T*> backward_tile(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
+static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
   constexpr bool has_kl = Options::kl != KL::none;
   const Grid& grid = call.step.grid;
+  const StepGradients<View>& views = call.grads;
   const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
-  const T* const grad_z = read(call.grad_z, grid, tile, buffers.grad_z);
-  const T* const grad_kl = has_kl ? read_grad_kl(call, tile, buffers) : nullptr;
+  const Rows<const T> grad_z = read(call.grad_z, grid, tile, buffers.grad_z);
+  const Rows<const T> grad_kl = has_kl ? read_grad_kl(call, tile, buffers) : Rows<const T>{nullptr, tile.columns};
   const T grad_log_q = call.log_q ? static_cast<T>(call.log_q[tile.batch]) : T(0);
-  const StepGradients<T*> out{
-      target(call.grads.q_mean, grid, tile, buffers.q_mean), target(call.grads.q_logvar, grid, tile, buffers.q_logvar),
-      target(call.grads.p_mean, grid, tile, buffers.p_mean), target(call.grads.p_logvar, grid, tile, buffers.p_logvar),
-      target(call.grads.latent, grid, tile, buffers.latent)};
+  const Rows<T> q_mean = target(views.q_mean, grid, tile, buffers.q_mean),
+                q_logvar = target(views.q_logvar, grid, tile, buffers.q_logvar),
+                p_mean = target(views.p_mean, grid, tile, buffers.p_mean),
+                p_logvar = target(views.p_logvar, grid, tile, buffers.p_logvar),
+                latent = target(views.latent, grid, tile, buffers.latent);
+  const Lines lines = lines_of(tile, in, grad_z, q_mean, q_logvar, p_mean, p_logvar, latent);
+  for (std::int64_t line = 0; line < lines.count; ++line) {
+    const InputLine<T> from = line_of(tile, in, line);
+    const StepGradients<T*> to{q_mean[line], q_logvar[line], p_mean[line], p_logvar[line], latent[line]};
+    const T *const of_z = grad_z[line], *const of_kl = grad_kl[line];
 #pragma omp simd
-  for (std::int64_t i = 0; i < size(tile); ++i) {
-    backward_element<Options, T>(in, i, {grad_z[i], has_kl ? grad_kl[i] : T(0), grad_log_q}, out);
+    for (std::int64_t i = 0; i < lines.length; ++i) {
+      backward_element<Options, T>(from, i, {of_z[i], has_kl ? of_kl[i] : T(0), grad_log_q}, to);
+    }
   }
-  write(call.grads.q_mean, grid, tile, out.q_mean);
-  write(call.grads.q_logvar, grid, tile, out.q_logvar);
-  write(call.grads.p_mean, grid, tile, out.p_mean);
-  write(call.grads.p_logvar, grid, tile, out.p_logvar);
-  write(call.grads.latent, grid, tile, out.latent);
-  return out;
+  write(views.q_mean, grid, tile, buffers.q_mean);
+  write(views.q_logvar, grid, tile, buffers.q_logvar);
+  write(views.p_mean, grid, tile, buffers.p_mean);
+  write(views.p_logvar, grid, tile, buffers.p_logvar);
+  write(views.latent, grid, tile, buffers.latent);
 }
 
 // The tile of every sample, with p's gradients summed over them.
@@ -87,9 +92,9 @@ static void backward_over_batch(const Backward& call, Tile tile, BackwardBuffers
   double* const logvar = call.p_logvar_total + first_element(call.step.grid, tile);
   for (std::int64_t i = 0; i < size(tile); ++i) mean[i] = logvar[i] = 0;
   for (; tile.batch < call.step.grid.batch; ++tile.batch) {
-    const StepGradients<T*> grads = backward_tile<Options>(call, tile, buffers);
-    add_to(mean, grads.p_mean, size(tile));
-    add_to(logvar, grads.p_logvar, size(tile));
+    backward_tile<Options>(call, tile, buffers);
+    add_to(mean, buffers.p_mean, size(tile));
+    add_to(logvar, buffers.p_logvar, size(tile));
   }
 }
 

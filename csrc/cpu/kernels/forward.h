@@ -20,12 +20,12 @@ struct UnitSums {
 
 // Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
 template <class Options, class T>
-LADDER_FN void sample_element(const Inputs<T>& in, std::int64_t i, T& z) {
+LADDER_FN void sample_element(const InputLine<T>& in, std::int64_t i, T& z) {
   z = draw_latent<Options::draw>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
 }
 
 template <class Options, class T>
-LADDER_FN void forward_element(const Inputs<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
+LADDER_FN void forward_element(const InputLine<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
   const Gaussian<T> q = q_at<Options>(in, i), p = p_at<Options>(in, i);
   const Latent<T> latent = draw_latent<Options::draw>(q, source_at<Options>(in, i), in.temperature);
   z = latent.z;
@@ -36,10 +36,15 @@ LADDER_FN void forward_element(const Inputs<T>& in, std::int64_t i, T& z, T& kl,
 template <class Options, class T = typename Options::T>
 static void sample_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>& buffers) {
   const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
-  T* const z = target(call.z, call.step.grid, tile, buffers.z);
+  const Rows<T> z = target(call.z, call.step.grid, tile, buffers.z);
+  const Lines lines = lines_of(tile, in, z);
+  for (std::int64_t line = 0; line < lines.count; ++line) {
+    const InputLine<T> from = line_of(tile, in, line);
+    T* const to_z = z[line];
 #pragma omp simd
-  for (std::int64_t i = 0; i < size(tile); ++i) sample_element<Options>(in, i, z[i]);
-  write(call.z, call.step.grid, tile, z);
+    for (std::int64_t i = 0; i < lines.length; ++i) sample_element<Options>(from, i, to_z[i]);
+  }
+  write(call.z, call.step.grid, tile, buffers.z);
 }
 
 template <class Options, class T = typename Options::T>
@@ -47,21 +52,25 @@ static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T
                          UnitSums& sums) {
   const Grid& grid = call.step.grid;
   const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
-  T* const z = target(call.z, grid, tile, buffers.z);
-  T* const kl = target(call.kl, grid, tile, buffers.kl);
-  T* const log_q = buffers.log_q;
+  const Rows<T> z = target(call.z, grid, tile, buffers.z), kl = target(call.kl, grid, tile, buffers.kl);
+  const Rows<T> log_q = in_buffer(buffers.log_q, tile);
+  const Lines lines = lines_of(tile, in, z, kl);
+  for (std::int64_t line = 0; line < lines.count; ++line) {
+    const InputLine<T> from = line_of(tile, in, line);
+    T *const to_z = z[line], *const to_kl = kl[line], *const to_log_q = log_q[line];
 #pragma omp simd
-  for (std::int64_t i = 0; i < size(tile); ++i) forward_element<Options>(in, i, z[i], kl[i], log_q[i]);
-  write(call.z, grid, tile, z);
-  write(call.kl, grid, tile, kl);
+    for (std::int64_t i = 0; i < lines.length; ++i) forward_element<Options>(from, i, to_z[i], to_kl[i], to_log_q[i]);
+    const double largest = maximum(from.q_logvar, lines.length);
+    if (largest > sums.logvar_max || largest != largest) sums.logvar_max = largest;
+  }
+  write(call.z, grid, tile, buffers.z);
+  write(call.kl, grid, tile, buffers.kl);
 
   for (std::int64_t row = 0; row < tile.rows; ++row) {
-    row_sums[tile.row + row] = sum(kl + row * tile.columns, tile.columns);
-    add_to(sums.columns, kl + row * tile.columns, tile.columns);
+    row_sums[tile.row + row] = sum(kl[row], tile.columns);
+    add_to(sums.columns, kl[row], tile.columns);
   }
-  sums.log_q += sum(log_q, size(tile));
-  const double largest = maximum(in.q_logvar, size(tile));
-  if (largest > sums.logvar_max || largest != largest) sums.logvar_max = largest;
+  sums.log_q += sum(buffers.log_q, size(tile));
 }
 
 template <class Options, class T = typename Options::T>

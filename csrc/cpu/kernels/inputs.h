@@ -18,10 +18,33 @@ struct alignas(64) InputBuffers {
 
 template <class T>
 struct Inputs {
+  Rows<const T> q_mean, q_logvar, q_exponential, p_mean, p_logvar, p_exponential, source;
+  VarianceMap<T> q_map, p_map;
+  T temperature;
+};
+
+// A line of them. Plain pointers, which GCC vectorises loops over.
+template <class T>
+struct InputLine {
   const T *q_mean, *q_logvar, *q_exponential, *p_mean, *p_logvar, *p_exponential, *source;
   VarianceMap<T> q_map, p_map;
   T temperature;
 };
+
+template <class T>
+LADDER_FN InputLine<T> line_of(const Tile& tile, const Inputs<T>& in, std::int64_t row) {
+  prefetch(in.q_mean, tile, row);
+  prefetch(in.p_mean, tile, row);
+  prefetch(in.source, tile, row);
+  return {in.q_mean[row],   in.q_logvar[row],      in.q_exponential[row], in.p_mean[row],
+          in.p_logvar[row], in.p_exponential[row], in.source[row],        in.q_map,
+          in.p_map,         in.temperature};
+}
+
+template <class T, class... Each>
+static Lines lines_of(const Tile& tile, const Inputs<T>& in, const Each&... rows) {
+  return lines_of(tile, in.q_mean, in.q_logvar, in.p_mean, in.p_logvar, in.source, rows...);
+}
 
 // The normals [first, first + count) of a seed; they begin somewhere in the first block of `buffer`.
 template <class T>
@@ -48,47 +71,55 @@ static const T* philox_noise(std::uint64_t seed, std::int64_t first, std::int64_
 // Computed before anything that depends on them: the CPU would not find enough to do between an exponential and the
 // logarithm that waits for it.
 template <bool stable, class T>
-static const T* exponentials(const T* logvar, std::int64_t count, VarianceMap<T> map, T* buffer) {
+static Rows<const T> exponentials(Rows<const T> logvar, const Tile& tile, VarianceMap<T> map, T* buffer) {
+  const Lines lines = lines_of(tile, logvar);
+  for (std::int64_t line = 0; line < lines.count; ++line) {
+    const T* const from = logvar[line];
+    T* const to = buffer + line * lines.length;
+    prefetch(logvar, tile, line);
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) buffer[i] = exponential<stable>(logvar[i], map);
-  return buffer;
+    for (std::int64_t i = 0; i < lines.length; ++i) to[i] = exponential<stable>(from[i], map);
+  }
+  return {buffer, tile.columns};
 }
 
 // What nothing depends on is not read.
 template <class Options, class T = typename Options::T>
 static Inputs<T> read_inputs(const Step& step, const Tile& tile, InputBuffers<T>& buffers) {
-  Inputs<T> in{};
+  const Rows<const T> unused{nullptr, tile.columns};
+  Inputs<T> in{unused, unused, unused, unused, unused, unused, unused};
   in.temperature = static_cast<T>(step.temperature);
   in.q_map = {static_cast<T>(step.q_map.logvar_max), static_cast<T>(step.q_map.floor)};
   in.q_mean = read(step.q_mean, step.grid, tile, buffers.q_mean);
   in.q_logvar = read(step.q_logvar, step.grid, tile, buffers.q_logvar);
-  in.q_exponential = exponentials<Options::stable>(in.q_logvar, size(tile), in.q_map, buffers.q_exponential);
+  in.q_exponential = exponentials<Options::stable>(in.q_logvar, tile, in.q_map, buffers.q_exponential);
   if constexpr (Options::kl != KL::none) {
     in.p_map = {static_cast<T>(step.p_map.logvar_max), static_cast<T>(step.p_map.floor)};
     in.p_mean = read(step.p_mean, step.grid, tile, buffers.p_mean);
     in.p_logvar = read(step.p_logvar, step.grid, tile, buffers.p_logvar);
-    in.p_exponential = exponentials<Options::stable>(in.p_logvar, size(tile), in.p_map, buffers.p_exponential);
+    in.p_exponential = exponentials<Options::stable>(in.p_logvar, tile, in.p_map, buffers.p_exponential);
   }
   if constexpr (Options::draw != Draw::mode) {
-    in.source = step.philox ? philox_noise(step.seed, first_element(step.grid, tile), size(tile), buffers.source)
+    in.source = step.philox ? in_buffer(philox_noise(step.seed, first_element(step.grid, tile), size(tile),
+                                                     buffers.source), tile)
                             : read(step.source, step.grid, tile, buffers.source);
   }
   return in;
 }
 
 template <class Options, class T>
-LADDER_FN Gaussian<T> q_at(const Inputs<T>& in, std::int64_t i) {
+LADDER_FN Gaussian<T> q_at(const InputLine<T>& in, std::int64_t i) {
   return gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_exponential[i], in.q_map);
 }
 
 template <class Options, class T>
-LADDER_FN Gaussian<T> p_at(const Inputs<T>& in, std::int64_t i) {
+LADDER_FN Gaussian<T> p_at(const InputLine<T>& in, std::int64_t i) {
   if constexpr (Options::kl == KL::none) return {};
   return gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_exponential[i], in.p_map);
 }
 
 template <class Options, class T>
-LADDER_FN T source_at(const Inputs<T>& in, std::int64_t i) {
+LADDER_FN T source_at(const InputLine<T>& in, std::int64_t i) {
   if constexpr (Options::draw == Draw::mode) return T(0);
   return in.source[i];
 }

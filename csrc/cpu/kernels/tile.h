@@ -3,6 +3,12 @@
 
 #include "convert.h"
 
+#if defined(__GNUC__)
+#define LADDER_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define LADDER_PREFETCH(address)
+#endif
+
 namespace ladder_kernels::cpu::LADDER_ISA {
 
 struct Tile {
@@ -91,23 +97,60 @@ static void copy_piece(const Piece& piece, Strided<From> from, Strided<To> to) {
   }
 }
 
-// The tile inside the tensor itself, if it lies there as in a buffer: contiguous and in the compute type.
+// The rows of a tile, each contiguous.
 template <class T>
-static T* in_place(const View& view, const Grid& grid, const Tile& tile) {
-  if (view.data == nullptr || view.dtype != dtype_of<T>) return nullptr;
+struct Rows {
+  T* data;
+  std::int64_t stride;
+
+  T* operator[](std::int64_t row) const { return data + row * stride; }
+};
+
+// What a loop runs along: the rows of a tile, or all of them as one if they lie one after the other.
+struct Lines {
+  std::int64_t count, length;
+};
+
+template <class... Each>
+static Lines lines_of(const Tile& tile, const Each&... rows) {
+  const bool joined = ((rows.stride == tile.columns) && ...);
+  return joined ? Lines{1, size(tile)} : Lines{tile.rows, tile.columns};
+}
+
+// Rows that lie apart end before the CPU sees that they are read one after the other, so it is told two rows ahead.
+template <class T>
+LADDER_FN void prefetch(const Rows<T>& rows, const Tile& tile, std::int64_t row) {
+  constexpr std::int64_t ahead = 2, cache_line = 64 / sizeof(T);
+  if (rows.stride == tile.columns) return;
+  for (std::int64_t i = 0; i < tile.columns; i += cache_line) LADDER_PREFETCH(rows[row + ahead] + i);
+}
+
+template <class T>
+static Rows<T> in_buffer(T* buffer, const Tile& tile) {
+  return {buffer, tile.columns};
+}
+
+// Shorter rows that lie apart are copied together: a loop along one takes more time to begin than to run.
+constexpr std::int64_t shortest_row = 64;
+
+// The tile inside the tensor itself, if its rows are contiguous there and in the compute type; else no data.
+template <class T>
+static Rows<T> in_place(const View& view, const Grid& grid, const Tile& tile) {
+  if (view.data == nullptr || view.dtype != dtype_of<T>) return {};
   const Piece piece = piece_at(view, grid, tile, 0);
   const bool whole = piece.rows == tile.rows && piece.columns == tile.columns;
-  const bool dense = (piece.column_stride == 1 || tile.columns == 1) &&
-                     (piece.row_stride == tile.columns || tile.rows == 1);
-  return whole && dense ? static_cast<T*>(view.data) + piece.offset : nullptr;
+  const bool contiguous = piece.column_stride == 1 || tile.columns == 1;
+  const std::int64_t stride = tile.rows == 1 ? tile.columns : piece.row_stride;
+  if (!whole || !contiguous || (stride != tile.columns && tile.columns < shortest_row)) return {};
+  return {static_cast<T*>(view.data) + piece.offset, stride};
 }
 
 // The tile's elements: inside the tensor, in `buffer`, or zeros where there is no tensor.
 template <class T>
-static const T* read(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
+static Rows<const T> read(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
   alignas(64) static const T zeros[tile_size] = {};
-  if (view.data == nullptr) return zeros;
-  if (const T* inside = in_place<T>(view, grid, tile)) return inside;
+  if (view.data == nullptr) return in_buffer(zeros, tile);
+  if (const Rows<T> inside = in_place<T>(view, grid, tile); inside.data != nullptr) return {inside.data, inside.stride};
   with_storage_type(view.dtype, [&](auto storage) {
     const auto* const data = static_cast<const decltype(storage)*>(view.data);
     for_each_piece(view, grid, tile, [&](const Piece& piece) {
@@ -115,23 +158,23 @@ static const T* read(const View& view, const Grid& grid, const Tile& tile, T* bu
                  Strided{buffer + piece.done, tile.columns, 1});
     });
   });
-  return buffer;
+  return {buffer, tile.columns};
 }
 
 // Where the tile's elements are to be computed: inside the tensor, or in `buffer` for `write` to bring there.
 template <class T>
-static T* target(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
-  T* const inside = in_place<T>(view, grid, tile);
-  return inside != nullptr ? inside : buffer;
+static Rows<T> target(const View& view, const Grid& grid, const Tile& tile, T* buffer) {
+  const Rows<T> inside = in_place<T>(view, grid, tile);
+  return inside.data != nullptr ? inside : in_buffer(buffer, tile);
 }
 
 template <class T>
-static void write(const View& view, const Grid& grid, const Tile& tile, const T* values) {
-  if (view.data == nullptr || in_place<T>(view, grid, tile) != nullptr) return;
+static void write(const View& view, const Grid& grid, const Tile& tile, const T* buffer) {
+  if (view.data == nullptr || in_place<T>(view, grid, tile).data != nullptr) return;
   with_storage_type(view.dtype, [&](auto storage) {
     auto* const data = static_cast<decltype(storage)*>(view.data);
     for_each_piece(view, grid, tile, [&](const Piece& piece) {
-      copy_piece(piece, Strided{values + piece.done, tile.columns, 1},
+      copy_piece(piece, Strided{buffer + piece.done, tile.columns, 1},
                  Strided{data + piece.offset, piece.row_stride, piece.column_stride});
     });
   });
