@@ -66,10 +66,11 @@ static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T
   write(call.z, grid, tile, buffers.z);
   write(call.kl, grid, tile, buffers.kl);
 
-  for (std::int64_t row = 0; row < tile.rows; ++row) {
-    row_sums[tile.row + row] = sum(kl[row], tile.columns);
-    add_to(sums.columns, kl[row], tile.columns);
+  std::int64_t row = 0;
+  for (; row + 4 <= tile.rows; row += 4) {
+    add_rows<4>(kl[row], kl.stride, tile.columns, row_sums + tile.row + row, sums.columns);
   }
+  for (; row < tile.rows; ++row) add_rows<1>(kl[row], 0, tile.columns, row_sums + tile.row + row, sums.columns);
   sums.log_q += sum(buffers.log_q, size(tile));
 }
 
