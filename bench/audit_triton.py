@@ -4,7 +4,7 @@ import itertools
 import tempfile
 from typing import Any
 
-from bench.audit_table import Variant, row
+from bench.audit_table import VALUES, Variant, row
 from bench.sass import WARP, WAVE, amd_cost, nvidia_costs
 
 # A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
@@ -13,8 +13,6 @@ TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("nchw", "channels_last")
 KERNELS = ("forward mc", "forward analytic", "backward mc", "backward analytic", "sample")
-# Values moved per latent: q and p read, z written; q, p, grad z read, both gradients written; q read, z written.
-VALUES = {"forward": 5, "backward": 9, "sample": 3}
 
 
 def variants() -> list[Variant]:

@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -43,5 +44,15 @@ def device_name(found: torch.device) -> str:
     if found.type == "cuda":
         return torch.cuda.get_device_name(found)
     if found.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+        return f"{_cpu_model()}, {torch.get_num_threads()} threads"
     return str(found)
+
+
+def _cpu_model() -> str:
+    """What Linux calls it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from bench import cases, cli, suite
 from bench.cases import Case
-from bench.results_file import ResultsFile, as_row, default_path, environment
+from bench.results_file import ResultsFile, as_row
+from bench.run_info import default_path, environment
 from bench.suite import Result
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

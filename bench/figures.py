@@ -1,12 +1,11 @@
 """Figures that are not times: bytes that must move, memory, launches, and instructions from the static audit."""
 
-import csv
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bench import gpu_timing
-from bench.audit import TABLE, VALUES
+from bench.audit_table import VALUES, read_table
 from bench.cases import GPU, Case, Inputs
 from bench.measure import bytes_kept, count_calls
 from bench.providers import Provider
@@ -73,24 +72,30 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figur
 
 
 def instructions_per_latent(case: Case, provider: Provider, name: str, target: str | None) -> float | None:
-    """From the static audit: Triton's kernels with Philox noise, on an architecture that was audited."""
-    if provider.name != "triton, Philox" or target is None:
+    """From the static audit: kernels with Philox noise, on an architecture that was audited."""
+    if not provider.name.endswith(", Philox") or target is None:
         return None
     kernels = {"sample": ["sample"], "step": [f"forward {case.kl}", f"backward {case.kl}"]}.get(
         name, [f"{name} {case.kl}"]
     )
-    dtype = str(case.dtype).removeprefix("torch.")
-    found = [_audited().get((target, kernel, dtype, case.layout)) for kernel in kernels]
+    found = [_audited(provider.backend, target, kernel, case) for kernel in kernels]
     return None if None in found else round(sum(value for value in found if value is not None), 1)
 
 
+def _audited(backend: str | None, target: str, kernel: str, case: Case) -> float | None:
+    """Of the stable map with a learned p. The CUDA kernels are the same for both layouts."""
+    dtype = str(case.dtype).removeprefix("torch.")
+    options = {"stable, philox", "stable, philox, p", f"stable, philox, p, {case.layout}"}
+    for row in _audit_table():
+        variant = (row["backend"], row["target"], row["kernel"], row["dtype"])
+        if variant == (backend, target, kernel, dtype) and row["options"] in options:
+            return float(row["instructions_per_latent"])
+    return None
+
+
 @functools.cache
-def _audited() -> dict[tuple[str, str, str, str], float]:
-    with TABLE.open(newline="") as file:
-        return {
-            (row["target"], row["kernel"], row["dtype"], row["layout"]): float(row["instructions_per_latent"])
-            for row in csv.DictReader(file)
-        }
+def _audit_table() -> list[dict[str, str]]:
+    return read_table()
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -38,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str] | None) -> int:
     # Imported here: torch and CAREamics take seconds to load, and Ctrl-C must not end in a traceback then either.
-    from bench import train_rows, train_run
+    from bench import run_info, train_rows, train_run
 
     settings, results = _parse(arguments)
     start = time.perf_counter()
-    common = {"batch": settings.batch, "patch": settings.patch, **train_rows.environment(settings.device)}
+    common = {"batch": settings.batch, "patch": settings.patch, **run_info.environment(settings.device)}
     table = train_rows.Table(results, common)
     print(f"CAREamics LadderVAE, {settings.batch} x {settings.patch} x {settings.patch}, on {common['device']}")
     try:
@@ -86,7 +86,7 @@ def _image() -> "Tensor":
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
-    from bench import cli, train_rows, train_run, train_steps
+    from bench import cli, run_info, train_run, train_steps
     from bench.careamics_model import PATCH_MULTIPLE
 
     parser = cli.Parser(prog="python -m bench.train", description=__doc__.splitlines()[0])
@@ -107,7 +107,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
         )
     if options.patch > IMAGE_SIDE:
         parser.error(f"argument --patch: does not fit in the image, whose side is {IMAGE_SIDE}; got {options.patch}")
-    results = options.results or train_rows.default_path(options.device)
+    results = options.results or run_info.default_path(options.device, quick=options.quick, suffix="-train")
     _check_writable(parser, results)
     on_gpu = options.device.type != "cpu"
     quick, full = (GPU_QUICK, GPU) if on_gpu else (CPU_QUICK, CPU)

@@ -1,19 +1,9 @@
 """The two CSVs of the end-to-end benchmark: what every variant took, and its losses. Written row by row."""
 
 import csv
-import datetime
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from bench import cli
-from ladder_kernels import info
 
 COLUMNS = (
     *("variant", "precision", "pass", "status", "reason", "batch", "patch", "median_ms", "p20_ms", "p80_ms", "rounds"),
@@ -22,14 +12,6 @@ COLUMNS = (
 )
 LOSS_COLUMNS = ("step", "variant", "precision", "loss")
 OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
-RESULTS = Path(__file__).parent / "results"
-
-
-def default_path(device: torch.device) -> Path:
-    """`bench/results/<machine>-<date>-train.csv`."""
-    name = cli.device_name(device) if device.type != "cpu" else f"{platform.machine()} {os.cpu_count()} cores"
-    machine = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return RESULTS / f"{machine}-{datetime.date.today().isoformat()}-train.csv"
 
 
 def losses_path(path: Path) -> Path:
@@ -64,25 +46,3 @@ class _Writer:
     def write(self, cells: dict[str, Any]) -> None:
         self._writer.writerow(cells)
         self._file.flush()
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """The cells that tell where and with what was measured."""
-    versions = info.collect()["versions"]
-    return {
-        "device": cli.device_name(device),
-        "threads": torch.get_num_threads(),
-        **{name: versions[name] or "" for name in ("torch", "triton", "careamics", "ladder_kernels")},
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def commit() -> str:
-    """The commit of this checkout, with "-dirty" after it where files have changed; empty outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        said = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return said.stdout.strip()

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import conftest, results_file, suite
+from bench import conftest, run_info, suite
 from bench.cases import CPU, Case
 from bench.conftest import INTERRUPTED, Session
 from bench.figures import Figures
-from bench.results_file import COLUMNS, ResultsFile, as_row, default_path, environment, machine
+from bench.results_file import COLUMNS, ResultsFile, as_row
+from bench.run_info import default_path, environment, machine
 from bench.suite import Result
 
 CASE = Case("level 4x4 b2", 2, (4, 4), 8, torch.bfloat16)
@@ -68,7 +69,7 @@ def test_a_gpu_has_a_short_name(name, short, monkeypatch):
 
 
 def test_a_quick_look_does_not_replace_what_is_kept(monkeypatch):
-    monkeypatch.setattr(results_file.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(run_info.platform, "machine", lambda: "x86_64")
     kept, quick = (default_path(DEVICE, quick=quick) for quick in (False, True))
     assert kept.name == quick.name
     assert kept.name.startswith("x86-")
