@@ -43,7 +43,11 @@ LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
 template <bool stable, class T>
 LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
   const T logvar = clamp(raw_logvar, map);
-  return math::exp(stable ? math::minimum(logvar, T(0)) : T(0.5) * logvar);
+  if constexpr (stable) {
+    return math::exp(math::minimum(logvar, T(0)));
+  } else {
+    return math::exp_with_denormals(T(0.5) * logvar);
+  }
 }
 
 // The Gaussian of raw parameters: variance exp(l) for l <= 0, 1 + l above, plus the floor; not stable: exp(l).
@@ -56,7 +60,7 @@ LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<
     const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
     return {mean, logvar, math::sqrt(variance), inverse_std, math::positive_log(variance), slope, clamped};
   } else {
-    return {mean, logvar, exponential, math::reciprocal(exponential), logvar, T(1), clamped};
+    return {mean, logvar, exponential, math::exp_of_minus(T(0.5) * logvar, exponential), logvar, T(1), clamped};
   }
 }
 

@@ -45,6 +45,8 @@ struct SinCos {
 };
 
 LADDER_FN double exp(double x) { return ::exp(x); }
+LADDER_FN double exp_with_denormals(double x) { return exp(x); }
+LADDER_FN double exp_of_minus(double, double exp_x) { return 1 / exp_x; }
 LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
@@ -52,7 +54,6 @@ LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
 LADDER_FN double excess_over_log(double x) { return (x - 1) - log(x); }
 LADDER_FN double sqrt(double x) { return ::sqrt(x); }
 LADDER_FN double reciprocal_sqrt(double x) { return 1 / ::sqrt(x); }
-LADDER_FN double reciprocal(double x) { return 1 / x; }
 // NaN where x is.
 LADDER_FN double minimum(double x, double bound) { return x > bound ? bound : x; }
 LADDER_FN double maximum(double x, double bound) { return x < bound ? bound : x; }
@@ -67,7 +68,7 @@ LADDER_FN float expm1_near_zero(float x) {
 #if defined(__CUDA_ARCH__)
 
 // The approximate instructions of the special function unit, as ladder_kernels/backends/triton/math.py takes them;
-// flush-to-zero, so that no instruction is spent on denormals. NaN stays NaN.
+// flush-to-zero where a denormal does not matter, so that no instruction is spent on it. NaN stays NaN.
 #define LADDER_APPROXIMATE(name, instruction)             \
   static __device__ __forceinline__ float name(float x) { \
     float y;                                              \
@@ -75,21 +76,23 @@ LADDER_FN float expm1_near_zero(float x) {
     return y;                                             \
   }
 LADDER_APPROXIMATE(approximate_exp2, "ex2.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_exp2_with_denormals, "ex2.approx.f32")
 LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_reciprocal_sqrt, "rsqrt.approx.ftz.f32")
-LADDER_APPROXIMATE(approximate_reciprocal, "rcp.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sin, "sin.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
 
 LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
+LADDER_FN float exp_with_denormals(float x) { return approximate_exp2_with_denormals(x * 1.44269504f); }
+// e^-x, for whoever has e^x as well: an exponential of its own, which need not wait for e^x.
+LADDER_FN float exp_of_minus(float x, float) { return exp_with_denormals(-x); }
 LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
 LADDER_FN float positive_log(float x) { return log(x); }
 LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.38629436f; }
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
-LADDER_FN float reciprocal(float x) { return approximate_reciprocal(x); }
 
 // (x - 1) - ln x. The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own
 // error is 2.4e-7 of the result.
@@ -139,7 +142,6 @@ LADDER_FN SinCos<double> sincos_turns(double u) {
 
 LADDER_FN float sqrt(float x) { return ::sqrtf(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
-LADDER_FN float reciprocal(float x) { return 1.0f / x; }
 LADDER_FN float minimum(float x, float bound) { return x > bound ? bound : x; }
 LADDER_FN float maximum(float x, float bound) { return x < bound ? bound : x; }
 LADDER_FN std::uint64_t wide_product(std::uint32_t a, std::uint32_t b) { return std::uint64_t{a} * b; }
@@ -173,6 +175,9 @@ LADDER_FN float exp(float x) {
   const std::int32_t half = n.integer >> 1;
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
+
+LADDER_FN float exp_with_denormals(float x) { return exp(x); }
+LADDER_FN float exp_of_minus(float, float exp_x) { return 1.0f / exp_x; }
 
 // ln x for x >= 2^-126; inf for inf and NaN for NaN. 0.87 ulp.
 LADDER_FN float positive_log(float x) {

@@ -255,6 +255,23 @@ def test_naive_variances_that_underflow_keep_their_std_and_gradient(backend, log
     assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
 
 
+@pytest.mark.parametrize("logvar", [170.0, 176.0])
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_naive_variances_that_overflow_keep_their_std_and_gradient(backend, logvar, analytical):
+    """At 176 the inverse std is denormal; beyond 177 the std would overflow."""
+    given = tensors((1, 2, 3, 3), "noise")
+    given["noise"].clamp_(-1, 1)
+    for name in ("q_params", "p_params"):
+        given[name][:, 2:] = logvar + torch.randn(1, 2, 3, 3).clamp(-1, 1)
+    arguments = {"stable": False, "analytical_kl": analytical}, {"kl_samplewise": torch.ones(1)}
+    outputs, grads = run(normal_sample_kl, given, *arguments)
+    exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), *arguments)
+    torch.testing.assert_close(outputs["z"].double(), exact["z"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(outputs["kl_samplewise"].double(), exact["kl_samplewise"], rtol=0, atol=1e-2)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad.double(), exact_grads[name], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("where", ["q mean", "q logvar", "p mean", "p logvar", "noise"])
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 def test_nan_in_nan_out(backend, where, analytical):

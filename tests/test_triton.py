@@ -12,6 +12,7 @@ from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.triton import formulas, noise, plan
 from ladder_kernels.backends.triton import math as triton_math
 from tests import oracle
+from tests import test_functional as functional
 from tests.test_functional import layouts, packed
 
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
@@ -123,31 +124,44 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
     assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
 
 
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+
+
 @triton.jit
 def emulated(instruction: tl.constexpr, x):
-    """The instruction as the interpreter can run it, exact to float32."""
+    """The instruction as the interpreter can run it: exact to float32, with .ftz denormals are zeros, in and out."""
+    flushes = ".ftz." in instruction
+    if flushes:
+        x = tl.where(tl.abs(x) < SMALLEST_NORMAL, 0.0, x)
     if instruction.startswith("ex2"):
-        return tl.exp2(x)
+        y = tl.exp2(x)
     elif instruction.startswith("lg2"):
-        return tl.log2(x)
+        y = tl.log2(x)
     elif instruction.startswith("sqrt"):
-        return tl.sqrt(x)
+        y = tl.sqrt(x)
     elif instruction.startswith("rsqrt"):
-        return 1.0 / tl.sqrt(x)
+        y = 1.0 / tl.sqrt(x)
     elif instruction.startswith("cos"):
-        return tl.cos(x)
+        y = tl.cos(x)
     else:
-        return tl.sin(x)
+        y = tl.sin(x)
+    return tl.where(tl.abs(y) < SMALLEST_NORMAL, 0.0, y) if flushes else y
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """The formulas of NVIDIA's GPUs, in the interpreter."""
+    if not backend.INTERPRETED:
+        pytest.skip("on a GPU the fast formulas are what every other test runs")
+    monkeypatch.setattr(triton_math, "_approximate", emulated)
+    original = backend._constants
+    monkeypatch.setattr(backend, "_constants", lambda *args: original(*args) | {"FAST": True})
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 @pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
-@pytest.mark.skipif(not backend.INTERPRETED, reason="on a GPU the fast formulas are what every other test runs")
-def test_the_fast_formulas_are_the_formulas(monkeypatch, analytical, stable):
-    """With exact instructions in place of the approximate ones, in the interpreter."""
-    monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = backend._constants
-    monkeypatch.setattr(backend, "_constants", lambda *args: original(*args) | {"FAST": True})
+@pytest.mark.usefixtures("fast")
+def test_the_fast_formulas_are_the_formulas(analytical, stable):
     p = packed((2, 4, 6, 6))
     # Half of q close to p, where the series takes over.
     q = torch.where(torch.rand_like(p) < 0.5, p + 1e-2 * torch.randn_like(p), packed((2, 4, 6, 6))).requires_grad_()
@@ -161,6 +175,17 @@ def test_the_fast_formulas_are_the_formulas(monkeypatch, analytical, stable):
     (grad,) = torch.autograd.grad(step.kl_samplewise.sum(), q)
     (exact_grad,) = torch.autograd.grad(exact["kl_samplewise"].sum(), exact_q)
     torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_fast_formulas_keep_naive_stds_that_underflow():
+    functional.test_naive_variances_that_underflow_keep_their_std_and_gradient("triton", -200.0)
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.usefixtures("fast")
+def test_the_fast_formulas_keep_naive_stds_whose_inverse_underflows(analytical):
+    functional.test_naive_variances_that_overflow_keep_their_std_and_gradient("triton", 176.0, analytical)
 
 
 def noise_of(seed, shape):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.math import exp, log, maximum, minimum, rsqrt, sqrt
+from ladder_kernels.backends.triton.math import exp, exp_with_subnormals, log, maximum, minimum, rsqrt, sqrt
 
 VARIANCE_FLOOR = tl.constexpr(1e-6)
 
@@ -25,7 +25,9 @@ def gaussian(logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
         inverse_std = rsqrt(var, FAST)
         return sqrt(var, FAST), inverse_std, log(var, FAST), negative * inverse_std * inverse_std
     else:
-        return exp(0.5 * logvar, FAST), exp(-0.5 * logvar, FAST), logvar, tl.full([], 1.0, logvar.dtype)
+        # Either may be subnormal where the other is not: neither is the reciprocal of the other, nor flushed to zero.
+        std, inverse_std = exp_with_subnormals(0.5 * logvar, FAST), exp_with_subnormals(-0.5 * logvar, FAST)
+        return std, inverse_std, logvar, tl.full([], 1.0, logvar.dtype)
 
 
 @triton.jit
