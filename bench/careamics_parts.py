@@ -28,13 +28,14 @@ def _import_without_init() -> None:
 
 try:
     importlib.import_module("careamics")
-except ImportError:
+except Exception:  # not only ImportError: a package may be there in a version that its import cannot bear
     _import_without_init()
 
 _losses = importlib.import_module("careamics.losses.lvae.lvae_losses")
 LVAEConfig = importlib.import_module("careamics.config.architectures.lvae_config").LVAEConfig
 LVAELossConfig = importlib.import_module("careamics.config.losses.loss_config").LVAELossConfig
 GaussianLikelihood = importlib.import_module("careamics.models.lvae.likelihoods").GaussianLikelihood
+NormalStochasticBlock = importlib.import_module("careamics.models.lvae.stochastic").NormalStochasticBlock
 LadderVAE = importlib.import_module("careamics.models.lvae.lvae").LadderVAE
 hdn_loss = _losses.hdn_loss
 get_kl_divergence_loss = _losses.get_kl_divergence_loss

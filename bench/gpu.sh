@@ -2,8 +2,9 @@
 # Everything that needs a GPU, in at most nine minutes and without a network: bench/gpu.sh OUT [WHEELS]
 #
 # Builds the CUDA extension for the card while the Triton suite runs, then the suite on the CUDA backend, the kernel and
-# the end-to-end benchmarks, and compute-sanitizer: the most valuable first. What fails, takes too long or cannot run
-# here stops nothing else; OUT/summary.txt says what became of each stage. OUT gets a handful of small files.
+# the end-to-end benchmarks, compute-sanitizer, and in the time that is left what takes long to compile: the most
+# valuable first. What fails, takes too long or cannot run here stops nothing else; OUT/summary.txt says what became of
+# each stage. OUT gets a handful of small files.
 #
 # WHEELS is a folder of wheels (make wheels) for what this machine lacks; nothing that is there is replaced.
 # PYTHON=... names the interpreter that has torch. DEVICE=cpu rehearses the whole on a machine without a GPU.
@@ -130,17 +131,18 @@ kernel_benchmark() {
   elif ! can_import pytest_benchmark; then
     skip "kernel benchmark" "pytest-benchmark is not installed"
   else
-    stage "kernel benchmark" 130 "$PYTHON" -m pytest bench -q -p no:cacheprovider --quick --results "$OUT/$NAME.csv"
+    stage "kernel benchmark" 170 "$PYTHON" -m pytest bench -q -p no:cacheprovider --quick --results "$OUT/$NAME.csv"
   fi
 }
 
+# end_to_end NAME SECONDS FILE OPTIONS...
 end_to_end() {
-  local options=(--quick --device "$DEVICE")
-  [[ $DEVICE == cpu ]] && options+=(--batch 1 --patch 32 --rounds 1 --precision fp32)
+  local name=$1 limit=$2 results=$OUT/$3
+  shift 3
   if ! can_import bench.careamics_model; then
-    skip "end to end" "CAREamics is not installed"
+    skip "$name" "CAREamics is not installed"
   else
-    stage "end to end" 170 "$PYTHON" -m bench.train "${options[@]}" --results "$OUT/$NAME-train.csv"
+    stage "$name" "$limit" "$PYTHON" -m bench.train --device "$DEVICE" --results "$results" "$@"
   fi
 }
 
@@ -173,20 +175,26 @@ stage info 30 "$PYTHON" -m ladder_kernels.info
 start_build
 case $DEVICE in
   cuda)
-    suite "triton suite" 140 "not cpp" tests/test_functional.py tests/test_triton.py tests/test_noise.py
+    # In float64, for every combination of gradients, Triton compiles some 1500 kernels: not before the rest has run.
+    long='gradcheck or subset'
+    suite "triton suite" 110 "not cpp and not ($long)" \
+      tests/test_cuda_graph.py tests/test_functional.py tests/test_triton.py tests/test_noise.py
     if finish_build; then
-      suite "cuda suite" 90 cuda tests/test_functional.py tests/test_noise.py tests/test_cuda_build.py
+      suite "cuda suite" 70 cuda \
+        tests/test_cuda_graph.py tests/test_functional.py tests/test_noise.py tests/test_cuda_build.py
     else
       skip "cuda suite" "the extension is not built"
     fi
     kernel_benchmark
-    end_to_end
+    end_to_end "end to end" 130 "$NAME-train.csv" --quick
     if can_import ladder_kernels._CUDA; then sanitizer; else skip sanitizer "the extension is not built"; fi
+    end_to_end "compiled" 200 "compiled-$NAME-train.csv" --rounds 20 --precision fp32
+    suite "triton gradients" 200 "triton and ($long)" tests/test_functional.py
     ;;
   cpu)
     suite "suite" 60 "known_answer or lanes" tests/test_noise.py
     kernel_benchmark
-    end_to_end
+    end_to_end "end to end" 170 "$NAME-train.csv" --quick --batch 1 --patch 32 --rounds 1 --precision fp32
     stage "calls" 30 "$PYTHON" -m bench.sanitizer_calls torch
     ;;
   none) skip "all stages" "no GPU" ;;

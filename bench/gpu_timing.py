@@ -1,6 +1,7 @@
 """What a GPU needs besides: time from CUDA events, inputs that do not stay in the L2, graphs, launches, peak memory."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -55,13 +56,13 @@ def capture(run: Stages, inputs: list[Inputs]) -> Stages:
     with run.context():
         _on_a_side_stream(run, inputs[0])
         forward = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward):
+        with recording(forward):
             results = [run.forward(given) for given in inputs]
         backward = None
         if run.backward is not None:
             backward = torch.cuda.CUDAGraph()
             # One pool: the backward reads what the forward left.
-            with torch.cuda.graph(backward, pool=forward.pool()):
+            with recording(backward, pool=forward.pool()):
                 # Held until the capture ends, or every call would write to the same memory.
                 gradients = [run.backward(result, given) for result, given in zip(results, inputs, strict=True)]
             del gradients
@@ -70,6 +71,23 @@ def capture(run: Stages, inputs: list[Inputs]) -> Stages:
         None if backward is None else lambda *_: backward.replay(),
         calls=len(inputs),
     )
+
+
+@contextlib.contextmanager
+def recording(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
+    """`torch.cuda.graph`, but whatever runs after a capture that broke off still can.
+
+    torch leaves such a capture on its stream and with a random generator that waits for the capture's end.
+    """
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, **options):
+            yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        raise
 
 
 def _on_a_side_stream(run: Stages, given: Inputs) -> None:

@@ -132,10 +132,10 @@ def _timed(
 def _timed_graphs(case: Case, entries: list[Entry], inputs: list[Inputs], clock: Clock, effort: Effort) -> list[Result]:
     """The rows of graph replays, of those that can be captured."""
     results, captured = [], []
-    for entry in entries:
+    # Compiled code last: least is known of what it does in a capture.
+    for entry in sorted(entries, key=lambda entry: entry.provider.compiled):
         waits = entry.figures[case.passes[-1]].synchronisations
         if waits:
-            # Not tried: a capture that breaks off leaves torch's generator unusable.
             reason = f"waits for the device {waits} times, which no graph can"
             results.append(_without_times(entry.provider, case, GRAPH, "skipped", reason))
             continue

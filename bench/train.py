@@ -90,7 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
     from bench.careamics_model import PATCH_MULTIPLE
 
     parser = cli.Parser(prog="python -m bench.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds; compiled in fp32 only, on a CPU not at all")
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled")
     parser.add_argument("--batch", type=cli.positive_int, help="patches per step (GPU 32, CPU 4, quick 2)")
     parser.add_argument("--patch", type=cli.positive_int, default=64, help="side of a patch in pixels (64)")
     parser.add_argument("--rounds", type=cli.positive_int, help="timed steps (GPU 100, quick 20; CPU 30, quick 7)")
@@ -119,17 +119,15 @@ def _parse(arguments: Sequence[str] | None) -> tuple["Settings", Path]:
         rounds=options.rounds or rounds,
         precisions=options.precision or train_steps.precisions_of(options.device),
         variants=train_steps.VARIANTS,
-        compiled=_compiled(on_gpu, options.quick),
+        compiled=() if options.quick else _compiled(on_gpu),
     )
     return settings, results
 
 
-def _compiled(on_gpu: bool, quick: bool) -> Sequence[str]:
+def _compiled(on_gpu: bool) -> Sequence[str]:
     """The precisions to compile in: every model takes tens of seconds to compile on a GPU, minutes on a CPU."""
     from bench.train_steps import FP32, PRECISIONS
 
-    if quick:
-        return (FP32,) if on_gpu else ()
     return PRECISIONS if on_gpu else (FP32,)
 
 

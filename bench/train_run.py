@@ -105,7 +105,7 @@ class _Group:
         settings = self._settings
         reason = reason_to_skip(variant, self._precision, settings.device, self._name == TRAIN)
         if reason is None and variant.compiled and self._precision not in settings.compiled:
-            reason = "compiling takes long: left out in this precision, with --quick on a CPU in every one"
+            reason = "compiling takes long: left out with --quick, and on a CPU in all but fp32"
         if reason is not None:
             return self._add(variant, SKIPPED, reason)
         try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.careamics_model import build_loss, build_model, build_unchecked_loss
+from bench.gpu_timing import recording
 from bench.trainer import KL_WEIGHT, PEAK_LEARNING_RATE, DivergedError
 from ladder_kernels import patch_model
 
@@ -123,7 +124,7 @@ class Captured:
                 step(self._patches)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with recording(self._graph):
             self._result = step(self._patches)
         step.model.load_state_dict(saved)
         if isinstance(step, Training):

@@ -14,7 +14,7 @@ def upstream_block(case: Case) -> nn.Module:
     # Without a window upstream raises; one of the latent's size leaves everything in.
     window = case.space[-1] if case.window is None else case.window
     try:
-        from careamics.models.lvae.stochastic import NormalStochasticBlock
+        from bench.careamics_parts import NormalStochasticBlock
     except ImportError:
         return StandIn(window)
     # Built with as little as possible, and replaced: the convolutions cost the same whoever samples.

@@ -258,3 +258,21 @@ def test_a_copy_or_a_sample_is_captured_without_a_backward(played_gpu):
     captured = gpu_timing.capture(Stages(lambda given: given), ["x"])
     assert captured.backward is None
     assert len(played_gpu) == 1
+
+
+def test_a_capture_that_breaks_off_leaves_the_stream_and_the_generator_as_they_were(played_gpu, monkeypatch):
+    states, streams = [], []
+    generator = SimpleNamespace(device="cuda:0", graphsafe_set_state=states.append)
+    fresh = SimpleNamespace(graphsafe_get_state=lambda: "fresh")
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch, "Generator", lambda device: fresh)
+
+    def refuse(given):
+        if PlayedGraph.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        gpu_timing.capture(Stages(refuse), ["x"])
+    assert (states, streams) == (["fresh"], [torch.cuda.current_stream()])
