@@ -154,7 +154,7 @@ sanitizer() {
     return
   fi
   for tool in memcheck racecheck initcheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$PYTHON" -m bench.sanitizer_calls cuda
   done
 }
@@ -180,7 +180,7 @@ case $DEVICE in
     suite "triton suite" 110 "not cpp and not ($long)" \
       tests/test_cuda_graph.py tests/test_functional.py tests/test_triton.py tests/test_noise.py
     if finish_build; then
-      suite "cuda suite" 70 cuda \
+      suite "cuda suite" 70 "cuda and not cpp" \
         tests/test_cuda_graph.py tests/test_functional.py tests/test_noise.py tests/test_cuda_build.py
     else
       skip "cuda suite" "the extension is not built"

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+# How many roundings of the largest value a result may be off by, beyond plain PyTorch's own error. On a GPU exp, log and
+# the roots are single instructions, each of which is off by up to two, and a gradient is made of several.
+SLACK = 16.0 if torch.cuda.is_available() else 4.0
 OUTPUTS = (
     "z",
     "kl_samplewise",
@@ -98,7 +101,7 @@ def truncated(tensor: Tensor) -> Tensor:
 
 
 def assert_as_exact_as_plain(
-    name: str, ours: Tensor, plain: Tensor, exact: Tensor, slack: float = 4.0, truncates: bool = False
+    name: str, ours: Tensor, plain: Tensor, exact: Tensor, slack: float = SLACK, truncates: bool = False
 ) -> None:
     """The bound of every fast path: at most twice plain PyTorch's error, plus `slack` roundings of the largest value.
 

@@ -252,7 +252,9 @@ def test_naive_variances_that_underflow_keep_their_std_and_gradient(backend, log
     assert torch.isfinite(q.grad).all()
     with torch.no_grad():
         q[:, :2] = 0
-    assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
+    # A GPU's fast instructions flush subnormal numbers to zero, such as the std of the smallest.
+    if backend == "torch" or not torch.cuda.is_available() or logvar > -170:
+        assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
 
 
 @pytest.mark.parametrize("logvar", [170.0, 176.0])
@@ -302,7 +304,7 @@ def test_analytic_kl_near_equality_does_not_cancel(backend, stable):
     kl = normal_sample_kl(q, p, **options, elementwise=True).kl_elementwise
     exact = oracle.step(q.double(), p.double(), **options)["kl_elementwise"]
     # KL = x^2/2 of a log-ratio x that float32 knows to some 1e-7; 1 - 1 would leave an error of 1e-7 in KL itself.
-    assert ((kl - exact).abs() <= 6e-7 * (2 * exact).sqrt() + 1e-13).all()
+    assert ((kl - exact).abs() <= 1.5e-7 * oracle.SLACK * (2 * exact).sqrt() + 1e-13).all()
 
 
 @pytest.mark.parametrize("source", [*SOURCES, "seed"])
