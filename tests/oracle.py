@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-# How many roundings of the largest value a result may be off by, beyond plain PyTorch's own error. On a GPU exp, log and
-# the roots are single instructions, each of which is off by up to two, and a gradient is made of several.
+# How many roundings of the largest value a result may be off by, beyond plain PyTorch's own error. On a GPU exp, log
+# and the roots are single instructions, each of which is off by up to two, and a gradient is made of several.
 SLACK = 16.0 if torch.cuda.is_available() else 4.0
+
 OUTPUTS = (
     "z",
     "kl_samplewise",
