@@ -252,9 +252,7 @@ def test_naive_variances_that_underflow_keep_their_std_and_gradient(backend, log
     assert torch.isfinite(q.grad).all()
     with torch.no_grad():
         q[:, :2] = 0
-    # A GPU's fast instructions flush subnormal numbers to zero, such as the std of the smallest.
-    if backend == "torch" or not torch.cuda.is_available() or logvar > -170:
-        assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
+    assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
 
 
 @pytest.mark.parametrize("logvar", [170.0, 176.0])
