@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 
+#include "../outputs.h"
 #include "arguments.h"
 #include "geometry.h"
 #include "run.h"
@@ -36,25 +35,15 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   Forward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
   const Grid& grid = call.step.grid;
   const auto restricted_to = window_of(window, grid);
-  const auto options = q.options().dtype(call.step.in_double ? at::kDouble : at::kFloat);
-
-  Outputs out;
-  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
-  if (call.step.draw != Draw::latent) {
-    z = empty_dense(q, grid.batch, grid.channels, q.scalar_type());
-    call.z = view_of(*z, grid);
+  const auto sums = call.step.in_double ? at::kDouble : at::kFloat;
+  Outputs out = empty_outputs(q, call.step.draw, sums, restricted_to.has_value(), elementwise);
+  if (q.numel() == 0) {
+    fill_empty(out);
+    return out;
   }
-  if (elementwise) {
-    kl = empty_dense(q, grid.batch, grid.channels, options.dtype().toScalarType());
-    call.kl = view_of(*kl, grid);
-  }
-  samplewise = at::zeros({grid.batch}, options);
-  if (window) restricted = at::zeros({grid.batch}, options);
-  channelwise = at::zeros({grid.batch, grid.channels}, options);
-  spatial = at::zeros(spatial_shape(q), options);
-  logprob_q = at::zeros({grid.batch}, options);
-  qvar_max = at::full({}, -std::numeric_limits<double>::infinity(), options);
-  if (q.numel() == 0) return out;
+  const OptionalTensor &z = std::get<0>(out), &kl = std::get<7>(out);
+  if (z) call.z = view_of(*z, grid);
+  if (kl) call.kl = view_of(*kl, grid);
   if (call.step.in_double) {
     run_and_combine<double>(call, restricted_to, out);
   } else {

@@ -1,10 +1,8 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../outputs.h"
 #include "arguments.h"
 #include "geometry.h"
 #include "kernels.h"
@@ -13,14 +11,6 @@ namespace ladder_kernels::cuda {
 namespace {
 
 constexpr int max_steps = 32;
-
-// The sums of no elements.
-void fill_empty(Outputs& out) {
-  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
-  for (at::Tensor* const sum : {&samplewise, &channelwise, &spatial, &logprob_q}) sum->zero_();
-  if (restricted) restricted->zero_();
-  qvar_max.fill_(-std::numeric_limits<double>::infinity());
-}
 
 void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
   Grid& grid = call.step.grid;
@@ -51,31 +41,17 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
                 at::OptionalIntArrayRef window, bool elementwise) {
   Forward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
   const Grid& grid = call.step.grid;
-  const std::int64_t channels = q.size(1) / 2;
   const c10::cuda::CUDAGuard guard(q.device());
-  const auto options = q.options().dtype(in_double(call.step) ? at::kDouble : at::kFloat);
-
-  Outputs out;
-  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
-  if (call.step.draw != Draw::latent) {
-    z = empty_dense(q, grid.batch, channels, q.scalar_type());
-    call.z = latent_view(*z, grid);
-  }
-  if (elementwise) {
-    kl = empty_dense(q, grid.batch, channels, options.dtype().toScalarType());
-    call.kl = latent_view(*kl, grid);
-  }
   if (window) {
     call.window = window_of(*window, grid);
     call.has_window = true;
-    restricted = at::empty({grid.batch}, options);
   }
-  samplewise = at::empty({grid.batch}, options);
-  channelwise = at::empty({grid.batch, channels}, options);
-  spatial = at::empty(spatial_shape(q), options);
-  logprob_q = at::empty({grid.batch}, options);
-  qvar_max = at::empty({}, options);
-  q.numel() == 0 ? fill_empty(out) : run(call, out, options);
+  const auto sums = in_double(call.step) ? at::kDouble : at::kFloat;
+  Outputs out = empty_outputs(q, call.step.draw, sums, call.has_window, elementwise);
+  const OptionalTensor &z = std::get<0>(out), &kl = std::get<7>(out);
+  if (z) call.z = latent_view(*z, grid);
+  if (kl) call.kl = latent_view(*kl, grid);
+  q.numel() == 0 ? fill_empty(out) : run(call, out, q.options().dtype(sums));
   return out;
 }
 
