@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.audit_table import Variant, row
+from bench.audit_table import VALUES, Variant, row
 from bench.sass import KernelCost, nvidia_costs, run_tool
 
 TARGETS = {"sm_80", "sm_90", "sm_100"}
@@ -23,8 +23,7 @@ DTYPES = {
     "sums_kernelIf": "float32",
     "sums_kernelId": "float64",
 }
-# q read and z written; q and grad z read, grad q written; and with p, p and its gradient.
-VALUES = {"forward": 3, "backward": 5, "sample": 3}
+# Of all values moved per latent, those of p and of its gradient.
 VALUES_OF_P = {"forward": 2, "backward": 4, "sample": 0}
 
 
@@ -68,6 +67,6 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
         options.append("p" if p else "no p")
     kernel = f"{direction} {('', 'mc', 'analytic')[kl]}".strip()
     size = 4 if DTYPES[dtype.group()] == "float32" else 2
-    moved = (VALUES[direction] + p * VALUES_OF_P[direction]) * size + (0 if philox else 4)
+    moved = (VALUES[direction] - (not p) * VALUES_OF_P[direction]) * size + (0 if philox else 4)
     variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))
     return row(variant, cost, WIDTH, moved, compiler)

@@ -50,10 +50,10 @@ def audit(variant: Variant) -> dict[str, Any]:
 def _compile(variant: Variant, fast: bool, warp_size: int) -> tuple[Any, int, int]:
     """The compiled kernel, the elements of its tile, and its warps."""
     import torch
-    import triton.language as tl
     from triton.runtime.jit import MockTensor
 
-    from ladder_kernels.backends.triton import backward_kernel, forward_kernel, sample_kernel
+    from ladder_kernels.backends.step import Step
+    from ladder_kernels.backends.triton import backward_kernel, forward_kernel, sample_kernel, tile_constants
     from ladder_kernels.backends.triton.plan import make_plan
 
     dtype = getattr(torch, variant.dtype)
@@ -68,22 +68,10 @@ def _compile(variant: Variant, fast: bool, warp_size: int) -> tuple[Any, int, in
     tiles = plan.forward if direction == "forward" else plan.backward
     space = (plan.space, plan.sizes)
     loop = (tiles.steps, tiles.column_blocks, tiles.row_blocks)
-    constants: dict[str, Any] = {
-        "DRAW": "seed",
-        "STABLE": True,
-        "LOGVAR_MAX": 20.0,
-        "CHANNELS_LAST": plan.columns_are_channels,
-        "ALIGNED": plan.aligned,
-        "MASKED": tiles.masked,
-        "WIDE": plan.wide,
-        "BLOCK_ROWS": tiles.block_rows,
-        "BLOCK_COLUMNS": tiles.block_columns,
-        "COMPUTE": tl.float32,
-        "FAST": fast,
-        "num_warps": tiles.warps(warp_size),
-        "enable_fp_fusion": True,
-        "grid": (1,),
-    }
+    step = Step("seed", logvar_max=20.0)
+    # The target's, not this machine's.
+    launch = {"FAST": fast, "num_warps": tiles.warps(warp_size), "grid": (1,)}
+    constants = tile_constants(step, plan, tiles, torch.float32) | launch
     strides = (plan.q_strides, plan.p_strides, None)
     arguments: tuple[Any, ...]
     if direction == "forward":

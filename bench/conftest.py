@@ -8,13 +8,12 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from bench import cases, cli, suite
+from bench import INTERRUPTED, cases, cli, suite
 from bench.cases import Case
 from bench.results_file import ResultsFile, as_row
 from bench.run_info import default_path, environment
 from bench.suite import Result
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cases [{elapsed}] {postfix}"
 
 

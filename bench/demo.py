@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import INTERRUPTED
+
 if TYPE_CHECKING:
     from bench.demo_findings import Findings
 
 FIGURE, SUMMARY = "demo.png", "summary.json"
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

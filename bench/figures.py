@@ -8,6 +8,7 @@ from bench import gpu_timing
 from bench.audit_table import VALUES, read_table
 from bench.cases import GPU, Case, Inputs
 from bench.measure import bytes_kept, count_calls
+from bench.peak_memory import peak_bytes
 from bench.providers import Provider
 from bench.timing import Stages
 
@@ -16,7 +17,7 @@ class Figures(NamedTuple):
     """Of one pass of a provider; None where nothing could be counted."""
 
     peak_bytes: int | None = None
-    """Beyond the inputs. GPU only: nothing counts a CPU's allocations."""
+    """Beyond the inputs; measured on GPUs only."""
     kept_bytes: int | None = None
     launches: int | None = None
     """GPU: kernels. CPU: calls of torch's dispatcher."""
@@ -51,7 +52,7 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figur
         return (None, None) if provider.compiled else count_calls(run)
 
     def peak(run: Callable[[], Any]) -> int | None:
-        return gpu_timing.peak_bytes(run) if gpu else None
+        return peak_bytes(run, inputs.q.device) if gpu else None
 
     with stages.context():
         if stages.backward is None:

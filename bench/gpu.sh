@@ -121,6 +121,7 @@ suite() {
   local name=$1 limit=$2 keywords=$3 parallel=()
   shift 3
   can_import xdist && parallel=(-n 8)
+  # A broken backend must not use up the time of the others: forty failures say enough.
   stage "$name" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider --tb=short --maxfail=40 "${parallel[@]}" \
     -k "$keywords" "$@"
 }

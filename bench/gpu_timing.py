@@ -1,4 +1,4 @@
-"""What a GPU needs besides: time from CUDA events, inputs that do not stay in the L2, graphs, launches, peak memory."""
+"""What a GPU needs besides: time from CUDA events, inputs that do not stay in the L2, graphs, and launches."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +21,7 @@ WAITS = {"cudaStreamSynchronize", "hipStreamSynchronize"}  # what .item() and it
 
 LAUNCH_BOUND = 1 << 20  # latents; from here on a kernel takes longer than to launch it
 MOST_SETS = 64
+WARM_UPS_BEFORE_CAPTURE = 3
 
 
 class EventClock:
@@ -54,7 +55,7 @@ def capture(run: Stages, inputs: list[Inputs]) -> Stages:
     Raises what the capture raises: work that waits for the host cannot be captured.
     """
     with run.context():
-        _on_a_side_stream(run, inputs[0])
+        warm_up_for_capture(lambda: _once(run, inputs[0]))
         forward = torch.cuda.CUDAGraph()
         with recording(forward):
             results = [run.forward(given) for given in inputs]
@@ -90,16 +91,20 @@ def recording(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
         raise
 
 
-def _on_a_side_stream(run: Stages, given: Inputs) -> None:
+def warm_up_for_capture(run: Callable[[], Any]) -> None:
     """Capturing happens on a side stream, where autograd, cuBLAS and the allocator must have been before."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            result = run.forward(given)
-            if run.backward is not None:
-                run.backward(result, given)
+        for _ in range(WARM_UPS_BEFORE_CAPTURE):
+            run()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def _once(run: Stages, given: Inputs) -> None:
+    result = run.forward(given)
+    if run.backward is not None:
+        run.backward(result, given)
 
 
 def count_launches(run: Callable[[], Any]) -> Calls:
@@ -116,13 +121,3 @@ def counted(names: Iterable[str]) -> Calls:
     """From the names of a profile's events."""
     names = list(names)
     return Calls(sum(name in LAUNCHES for name in names), sum(name in WAITS for name in names))
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most memory that is allocated while `run()` runs, beyond what was before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

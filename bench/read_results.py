@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-OK, SKIPPED = "ok", "skipped"
+OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
 UPSTREAM, COMPILED = "upstream", "upstream, compiled"
 
 # The two kinds of file that are drawn, by what follows the date in their name, and the columns read from each.
@@ -54,10 +54,15 @@ def read(path: Path) -> Results:
     rows = _read_rows(path, COLUMNS[match["kind"]])
     if not rows:
         raise ValueError(f"{path}: has no rows")
-    losses = path.with_name(f"{path.stem}-losses.csv")
+    losses = losses_path(path)
     has_losses = match["kind"] == TRAINING and losses.exists()
     loss_rows = _read_rows(losses, LOSS_COLUMNS) if has_losses else []
     return Results(path, match["machine"], match["date"], match["kind"], rows, loss_rows)
+
+
+def losses_path(path: Path) -> Path:
+    """The losses file that belongs to an end-to-end results file."""
+    return path.with_name(f"{path.stem}-losses.csv")
 
 
 def _read_rows(path: Path, columns: set[str]) -> list[Row]:

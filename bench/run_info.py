@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from bench import cli
+from bench.read_results import RESULTS
 from ladder_kernels import info
 
-RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("out") / "bench"  # not for keeping
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import INTERRUPTED
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 # Read by torch when it is loaded. Counting the CPU's memory else prints an error where there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 # Batch and rounds. On a GPU the batch is CAREamics' default.
 GPU, CPU = (32, 100), (4, 30)
 GPU_QUICK, CPU_QUICK = (32, 20), (2, 7)
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(arguments: Sequence[str] | None) -> int:
     # Imported here: torch and CAREamics take seconds to load, and Ctrl-C must not end in a traceback then either.
     from bench import run_info, train_rows, train_run
+    from bench.read_results import losses_path
 
     settings, results = _parse(arguments)
     start = time.perf_counter()
@@ -50,7 +52,7 @@ def _train(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; what there is lies in {results}", file=sys.stderr)
         return INTERRUPTED
-    print(f"{time.perf_counter() - start:.0f} s; written: {results}, {train_rows.losses_path(results)}")
+    print(f"{time.perf_counter() - start:.0f} s; written: {results}, {losses_path(results)}")
     print(f"the figures: python -m bench.plots {results}")
     return 0
 

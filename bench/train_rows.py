@@ -5,18 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.read_results import losses_path
+
 COLUMNS = (
     *("variant", "precision", "pass", "status", "reason", "batch", "patch", "median_ms", "p20_ms", "p80_ms", "rounds"),
     *("steps_per_s", "peak_mib", "final_loss", "device", "threads", "torch", "triton", "careamics", "ladder_kernels"),
     *("commit", "date"),
 )
 LOSS_COLUMNS = ("step", "variant", "precision", "loss")
-OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
-
-
-def losses_path(path: Path) -> Path:
-    """The losses file that belongs to a results file."""
-    return path.with_name(f"{path.stem}-losses.csv")
 
 
 class Table:

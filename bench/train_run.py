@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 
 from bench.measure import synchronize
 from bench.peak_memory import peak_bytes
-from bench.train_rows import FAILED, OK, SKIPPED, WRONG, Table
+from bench.read_results import FAILED, OK, SKIPPED, WRONG
+from bench.train_rows import Table
 from bench.train_steps import (
     FP32,
     SEED,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.careamics_model import build_loss, build_model, build_unchecked_loss
-from bench.gpu_timing import recording
+from bench.gpu_timing import recording, warm_up_for_capture
 from bench.trainer import KL_WEIGHT, PEAK_LEARNING_RATE, DivergedError
 from ladder_kernels import patch_model
 
@@ -18,7 +18,6 @@ SEED = 0
 FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
 PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
 _AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
-WARM_UPS_BEFORE_CAPTURE = 3
 
 
 def precisions_of(device: torch.device) -> tuple[str, ...]:
@@ -117,12 +116,7 @@ class Captured:
     def __init__(self, step: Any, patches: Tensor) -> None:
         self._patches = patches.clone()
         saved = {name: value.clone() for name, value in step.model.state_dict().items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS_BEFORE_CAPTURE):
-                step(self._patches)
-        torch.cuda.current_stream().wait_stream(stream)
+        warm_up_for_capture(lambda: step(self._patches))
         self._graph = torch.cuda.CUDAGraph()
         with recording(self._graph):
             self._result = step(self._patches)

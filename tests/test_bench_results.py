@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import conftest, run_info, suite
+from bench import INTERRUPTED, conftest, run_info, suite
 from bench.cases import CPU, Case
-from bench.conftest import INTERRUPTED, Session
+from bench.conftest import Session
 from bench.figures import Figures
 from bench.results_file import COLUMNS, ResultsFile, as_row
 from bench.run_info import default_path, environment, machine

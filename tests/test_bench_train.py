@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import plots, read_results, train, train_rows, train_run, train_steps
+from bench import plots, read_results, train, train_run, train_steps
 from bench.careamics_model import build_loss, build_model, build_unchecked_loss
 from bench.measure import count_calls
 from bench.peak_memory import peak_bytes
@@ -86,7 +86,7 @@ def test_the_figures_can_be_drawn_from_it(clean_run: Path) -> None:
 def test_the_losses_are_those_of_every_step_and_equal(clean_run: Path) -> None:
     results = clean_run
     curves = {name: [] for name in TIMED}
-    for each in rows(train_rows.losses_path(results)):
+    for each in rows(read_results.losses_path(results)):
         assert each["precision"] == FP32
         curves[each["variant"]].append(float(each["loss"]))
         assert int(each["step"]) == len(curves[each["variant"]])

@@ -154,8 +154,8 @@ def fast(monkeypatch):
     if not backend.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = backend._constants
-    monkeypatch.setattr(backend, "_constants", lambda *args: original(*args) | {"FAST": True})
+    original = backend.tile_constants
+    monkeypatch.setattr(backend, "tile_constants", lambda *args: original(*args) | {"FAST": True})
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])

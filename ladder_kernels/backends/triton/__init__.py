@@ -82,7 +82,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             tiles.column_blocks,
             tiles.row_blocks,
             ANALYTICAL=step.analytical,
-            **_constants(step, plan, tiles, dtype),
+            **tile_constants(step, plan, tiles, dtype),
         )
         reduce_kernel[(_cdiv(batch * columns) + _cdiv(batch * rows) + batch + 1,)](
             partials,
@@ -131,7 +131,7 @@ def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
             tiles.steps,
             tiles.column_blocks,
             tiles.row_blocks,
-            **_constants(step, plan, tiles, compute_dtype(q, source)),
+            **tile_constants(step, plan, tiles, compute_dtype(q, source)),
         )
     return z
 
@@ -198,7 +198,7 @@ def backward(
             ANALYTICAL=step.analytical,
             HAS_KL=has_kl,
             SHARED_P=shared_p,
-            **_constants(step, plan, tiles, dtype),
+            **tile_constants(step, plan, tiles, dtype),
         )
     return grad_q, grad_p, grad_latent
 
@@ -211,7 +211,7 @@ def _plan(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Pla
     return make_plan(latent_shape(q), q.stride(), p_strides, source_strides, is_channels_last(q))
 
 
-def _constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
+def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
     """The compile-time arguments that all three tile kernels share, and the launch options."""
     return {
         "DRAW": step.draw,
