@@ -3,40 +3,68 @@
 The Functions keep the packed parameters and the noise, seed or given latent: nothing else of the latent's size.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
-from ladder_kernels.backends.select import choose, choose_while_tracing
-from ladder_kernels.backends.step import Step, StepGrads
+from ladder_kernels.backends.select import choose, choose_while_tracing, makes_noise
+from ladder_kernels.backends.step import Step, StepGrads, with_zeros
 
 Tensors = tuple[Any, ...]
 
 
 def run_step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
     """The entries of `StepOutputs`, differentiable."""
-    if torch.compiler.is_compiling():
-        name = choose_while_tracing(q.device.type)
-        # The compiler sees into plain torch and fuses it; any other backend is an operator to it.
-        return torch_backend.forward(q, p, source, step) if name == "torch" else ops.step(q, p, source, step, name)
-    if torch._C._are_functorch_transforms_active():
+    if _plain_formula_only():
         return torch_backend.forward(q, p, source, step)
-    return NormalSampleKL.apply(q, p, source, step, choose(q, p, source))
+    name = _traced_backend(q, p, source)
+    if name is None:
+        return NormalSampleKL.apply(q, p, source, step, choose(q, p, source))
+    # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
+    return torch_backend.forward(q, p, source, step) if name == "torch" else ops.step(q, p, source, step, name)
 
 
 def run_sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     """z, differentiable."""
-    if torch.compiler.is_compiling():
-        name = choose_while_tracing(q.device.type)
-        return torch_backend.sample(q, source, step) if name == "torch" else ops.sample(q, source, step, name)
-    if torch._C._are_functorch_transforms_active():
+    if _plain_formula_only():
         return torch_backend.sample(q, source, step)
-    return NormalSample.apply(q, source, step, choose(q, None, source))
+    name = _traced_backend(q, None, source)
+    if name is None:
+        return NormalSample.apply(q, source, step, choose(q, None, source))
+    return torch_backend.sample(q, source, step) if name == "torch" else ops.sample(q, source, step, name)
+
+
+def default_is_philox(q: Tensor, p: Tensor | None) -> bool:
+    """Whether fresh noise is Philox by default: where the backend that serves makes it in a kernel."""
+    return makes_noise(_traced_backend(q, p, None) or choose(q, p, None).NAME)
+
+
+def _plain_formula_only() -> bool:
+    """Whether torch differentiates or transforms what it sees (torch.func, duals), or writes it down as ATen calls."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
+    )
+
+
+def _traced_backend(*tensors: Tensor | None) -> str | None:
+    """The backend's name if somebody records the operators (torch.compile, make_fx, fake tensors); None eagerly."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if torch.compiler.is_compiling():
+        return choose_while_tracing(device)
+    if torch._C._len_torch_dispatch_stack() or not all(type(tensor) in _PLAIN for tensor in tensors):
+        return choose(*tensors).NAME
+    return None
+
+
+_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 class NormalSampleKL(torch.autograd.Function):
@@ -55,12 +83,9 @@ class NormalSampleKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensors:
-        q, p, source = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            found = _differentiable_gradients(torch_backend.forward, (q, p, source), ctx.step, grads)
-        else:
-            needs = ctx.needs_input_grad[:3]
-            found = ctx.backend.backward(q, p, source, ctx.step, StepGrads(*grads), needs)
+        found = step_gradients(
+            ctx.backend, ctx.saved_tensors, ctx.step, StepGrads(*grads), ctx.needs_input_grad[:3]
+        )
         return (*found, None, None)
 
 
@@ -76,34 +101,17 @@ class NormalSample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Tensors:
         q, source = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grad_q, _ = _differentiable_gradients(_sample_outputs, (q, source), ctx.step, (grad_z,))
-        else:
-            needs = (True, False, False)
-            grad_q, _, _ = ctx.backend.backward(q, None, source, ctx.step, StepGrads(z=grad_z), needs)
+        needs = (True, False, False)
+        grad_q, _, _ = step_gradients(ctx.backend, (q, None, source), ctx.step, StepGrads(z=grad_z), needs)
         return grad_q, None, None, None
 
 
-def _sample_outputs(q: Tensor, source: Tensor | None, step: Step) -> Tensors:
-    return (torch_backend.sample(q, source, step),)
-
-
-def _differentiable_gradients(
-    plain_forward: Callable[..., Tensors], inputs: tuple[Any, ...], step: Step, grads: tuple[Any, ...]
+def step_gradients(
+    backend: ModuleType, inputs: Tensors, step: Step, grads: StepGrads, needs: tuple[bool, bool, bool]
 ) -> Tensors:
-    """The gradients under `create_graph=True`: autograd of the plain formula, whatever the backend."""
-    # Fresh aliases, so that a p computed from q does not count q's gradient twice.
-    aliases = [None if x is None else x.view_as(x) for x in inputs]
-    outputs = plain_forward(*aliases, step)
-    used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out is not None and grad is not None]
-    wanted = [x for x in aliases if x is not None and x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in used],
-            wanted,
-            [grad for _, grad in used],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)
+    """The gradients at q, p and source: the backend's, or plain torch's where they are differentiated or batched."""
+    if torch.is_grad_enabled():
+        return torch_backend.differentiable_backward(*inputs, step, grads, needs)
+    if torch._C._are_functorch_transforms_active():
+        backend = torch_backend
+    return with_zeros(backend.backward(*inputs, step, grads, needs), inputs, step, needs)

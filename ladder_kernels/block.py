@@ -1,20 +1,14 @@
 """`NormalStochasticBlock`: the drop-in for CAREamics' block of the same name, convolutions included."""
 
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.composed import KL_KEYS, STAGES, ComposedStep, copy_first, crop_to_q
-from ladder_kernels.functional import normal_sample, normal_sample_kl
+from ladder_kernels.functional import fresh_source, normal_sample, normal_sample_kl, sample_with_log_density
 from ladder_kernels.geometry import latent_shape
-from ladder_kernels.lazy import LazyDict
-from ladder_kernels.noise import draw_noise, draw_seed
-from ladder_kernels.params import StableLogVar, StableMean
-
-DATA_KEYS = (*KL_KEYS, "z", "p_params", "q_params", "logprob_q", "qvar_max")
+from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair
 
 
 class NormalStochasticBlock(ComposedStep):
@@ -41,7 +35,8 @@ class NormalStochasticBlock(ComposedStep):
         Keep odd sizes. By default q and p are cropped to even sizes where the last dim is odd, as upstream's are.
     rng
         "torch": noise from torch's generator, the numbers upstream draws. "philox": noise made inside the kernel
-        and never stored. None: "torch" on a CPU, else "philox".
+        and never stored. None: "philox" where the backend that serves makes it in its kernel (triton, cuda), else
+        "torch".
     validate_args
         Raise upstream's ValueError for invalid parameters, at the cost of one host synchronisation per call.
     """
@@ -88,9 +83,14 @@ class NormalStochasticBlock(ComposedStep):
         validate_args: bool = False,
     ) -> None:
         """Set the options that upstream's block does not have; the class docstring tells them."""
+        self.check_options(allow_oddsizes=allow_oddsizes, rng=rng, validate_args=validate_args)
+        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
+
+    @staticmethod
+    def check_options(*, allow_oddsizes: bool = False, rng: str | None = None, validate_args: bool = False) -> None:
+        """Raise ValueError for an option of `set_options` that is none."""
         if rng not in (None, "torch", "philox"):
             raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
-        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
 
     def forward(
         self,
@@ -121,7 +121,7 @@ class NormalStochasticBlock(ComposedStep):
         mode_pred
             Prediction: no KL. p's size does not matter, and `conv_in_p` does not run unless `p_params` is read.
         use_uncond_mode
-            The mean instead of a sample: p's without q, q's in prediction. No effect in training.
+            In prediction the mean instead of a sample: q's, or without q p's. No effect in training.
         var_clip_max
             Upper clamp of the log-variances.
 
@@ -130,10 +130,11 @@ class NormalStochasticBlock(ComposedStep):
         out
             (B, c_out, *S).
         data
-            `z` (B, c_vars, *S); `kl_elementwise` (B, c_vars, *S), computed when read; `kl_samplewise` (B,);
+            A dict: `z` (B, c_vars, *S); `kl_elementwise` (B, c_vars, *S); `kl_samplewise` (B,);
             `kl_samplewise_restricted` (B,); `kl_spatial` (B, *S); `kl_channelwise` (B, c_vars), all None if
             `mode_pred` or without q; `p_params`, `q_params`: pairs (StableMean, StableLogVar), q's None without q;
-            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q.
+            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q. In prediction from q `p_params`
+            is computed at its first reading, as the call would have; RuntimeError if that is no longer possible.
 
         Raises
         ------
@@ -151,7 +152,7 @@ class NormalStochasticBlock(ComposedStep):
                 use_uncond_mode,
                 var_clip_max,
             )
-        call = _Call(forced_latent, force_constant_output, analytical_kl, use_uncond_mode, var_clip_max)
+        call = _Call(forced_latent, force_constant_output, analytical_kl, mode_pred and use_uncond_mode, var_clip_max)
         if q_params is None:
             data = self._generate(p_params, call)
         elif mode_pred:
@@ -165,81 +166,98 @@ class NormalStochasticBlock(ComposedStep):
         if self._has_overrides():
             return self._sample(self.process_q_params(q_params, var_clip_max)[2])
         q = self._packed_q(q_params)
-        return normal_sample(q, **self._source(q, None), **self._variance_map(var_clip_max))
+        return normal_sample(q, **self._noise_source(q), **self._variance_map(var_clip_max))
 
-    def _infer(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> LazyDict:
+    def _infer(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
         q = self._packed_q(q_params)
         p = shown_p = crop_to_q(self._packed_p(p_params), q)
         self._validate(call, q, p)
-        variance_map = self._variance_map(call.var_clip_max)
-        source = self._source(q, call.forced_latent)
         if call.constant:
-            z = normal_sample(q, **source, **variance_map) if call.forced_latent is None else call.forced_latent
-            source, p, shown_p = {"latent": copy_first(z)}, p[:1], copy_first(p)
-        step = partial(
-            normal_sample_kl,
+            p, shown_p = p[:1], copy_first(p)
+        metrics = normal_sample_kl(
             q,
             p,
             analytical_kl=call.analytical_kl,
             vanilla_latent_hw=self._vanilla_latent_hw,
-            **source,
-            **variance_map,
+            elementwise=True,
+            **self._source(q, call),
+            **self._variance_map(call.var_clip_max),
         )
-        metrics = step()
-        data = LazyDict(dict.fromkeys(DATA_KEYS))
-        for key in ("z", *KL_KEYS[1:], "logprob_q", "qvar_max"):
-            data[key] = getattr(metrics, key)
-        data.defer("kl_elementwise", lambda: step(elementwise=True).kl_elementwise)
-        data.defer("p_params", lambda: self._parameter_pair(shown_p, call.var_clip_max))
-        data.defer("q_params", lambda: self._parameter_pair(q, call.var_clip_max))
-        return data
+        return {
+            **{key: getattr(metrics, key) for key in KL_KEYS},
+            "z": metrics.z,
+            "p_params": self._parameter_pair(shown_p, call.var_clip_max),
+            "q_params": self._parameter_pair(q, call.var_clip_max),
+            "logprob_q": metrics.logprob_q,
+            "qvar_max": metrics.qvar_max,
+        }
 
-    def _predict(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> LazyDict:
-        """Prediction: z from q and nothing else; the rest is computed if somebody reads it."""
+    def _predict(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> dict[str, Any]:
+        """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
         q = self._packed_q(q_params)
         self._validate(call, q)
-        z = self._draw_z(q, call)
-        variance_map = self._variance_map(call.var_clip_max)
-        data = LazyDict(dict.fromkeys(DATA_KEYS))
-        data["z"] = z
-        data.defer("p_params", lambda: self._shown_p(self._packed_p(p_params), call))
-        data.defer("q_params", lambda: self._parameter_pair(q, call.var_clip_max))
-        data.defer("logprob_q", lambda: normal_sample_kl(q, None, latent=z, **variance_map).logprob_q)
-        data.defer("qvar_max", lambda: self._parameter_pair(q, call.var_clip_max)[1].max())
-        return data
+        source, variance_map = self._source(q, call), self._variance_map(call.var_clip_max)
+        z, logprob_q, qvar_max = sample_with_log_density(q, **source, **variance_map)
+        return {
+            **dict.fromkeys(KL_KEYS),
+            "z": z,
+            "p_params": self._late_p(p_params, call),
+            "q_params": self._parameter_pair(q, call.var_clip_max),
+            "logprob_q": logprob_q,
+            "qvar_max": qvar_max,
+        }
 
-    def _generate(self, p_params: Tensor, call: "_Call") -> LazyDict:
+    def _generate(self, p_params: Tensor, call: "_Call") -> dict[str, Any]:
         """Generation: z from p; no q and no KL."""
         p = self._packed_p(p_params)
         self._validate(call, p)
-        data = LazyDict(dict.fromkeys(DATA_KEYS))
-        data["z"] = z = self._draw_z(p, call)
-        data["qvar_max"] = z.new_zeros(())
-        data.defer("p_params", lambda: self._shown_p(p, call))
-        return data
-
-    def _draw_z(self, packed: Tensor, call: "_Call") -> Tensor:
         z = call.forced_latent
         if z is None:
-            source = self._source(packed, None, mode=call.use_mean)
-            z = normal_sample(packed, **source, **self._variance_map(call.var_clip_max))
-        elif z.shape[1:] != latent_shape(packed)[1:]:
-            raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {tuple(latent_shape(packed))}")
-        return copy_first(z) if call.constant else z
+            z = normal_sample(p, **self._noise_source(p, mode=call.use_mean), **self._variance_map(call.var_clip_max))
+        elif z.shape[1:] != latent_shape(p)[1:]:
+            raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
+        if call.constant:
+            z = copy_first(z)
+        return {
+            **dict.fromkeys(KL_KEYS),
+            "z": z,
+            "p_params": self._shown_p(p, call),
+            "q_params": None,
+            "logprob_q": None,
+            "qvar_max": z.new_zeros(()),
+        }
 
     def _shown_p(self, p: Tensor, call: "_Call") -> tuple[StableMean, StableLogVar]:
         return self._parameter_pair(copy_first(p) if call.constant else p, call.var_clip_max)
 
-    def _source(self, packed: Tensor, forced_latent: Tensor | None, mode: bool = False) -> dict[str, Any]:
-        """The argument of the functional API that says where z comes from."""
-        if forced_latent is not None:
-            return {"latent": forced_latent}
+    def _late_p(self, p_params: Tensor, call: "_Call") -> tuple[StableMean, StableLogVar]:
+        """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
+        if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
+            return self._shown_p(self._packed_p(p_params), call)
+        late = LateCall(self.conv_in_p, p_params)
+        return late_parameter_pair(
+            lambda: copy_first(late()) if call.constant else late(),
+            call.var_clip_max,
+            stable=not self._use_naive_exponential,
+        )
+
+    def _source(self, q: Tensor, call: "_Call") -> dict[str, Any]:
+        """The argument of the functional API that says where z of q comes from."""
+        z = call.forced_latent
+        if z is None:
+            source = self._noise_source(q, mode=call.use_mean)
+            if not call.constant:
+                return source
+            z = normal_sample(q, **source, **self._variance_map(call.var_clip_max))
+        return {"latent": copy_first(z) if call.constant else z}
+
+    def _noise_source(self, packed: Tensor, mode: bool = False) -> dict[str, Any]:
+        """The same where z is not given: the mean, a seed or noise."""
         if mode:
             return {"mode": True}
-        if self._uses_philox(packed.device):
-            return {"seed": draw_seed(packed.device)}
-        return {"noise": draw_noise(latent_shape(packed), compute_dtype(packed), packed.device)}
+        draw, source = fresh_source(packed, self._uses_philox(packed))
+        return {draw: source}
 
     def _variance_map(self, var_clip_max: float | None) -> dict[str, Any]:
         return {"logvar_max": var_clip_max, "stable": not self._use_naive_exponential}

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from ladder_kernels.autograd import default_is_philox
 from ladder_kernels.backends.step import compute_dtype
-from ladder_kernels.geometry import center_crop, crop, even_spatial, restricted_window, windowed
+from ladder_kernels.geometry import (
+    center_crop,
+    crop,
+    even_spatial,
+    in_memory_order,
+    is_channels_last,
+    restricted_window,
+    windowed,
+)
 from ladder_kernels.noise import draw_noise, draw_seed, philox_normal
 from ladder_kernels.params import StableLogVar, StableMean, parameter_pair
 
@@ -103,8 +112,7 @@ class ComposedStep(nn.Module):
                 p_mean = StableMean(crop_to_q(p_mean.get(), q.mean))
                 p_logvar.centercrop_to_size(q.mean.shape[2:])
                 p = self._normal(p_mean, p_logvar)
-        use_mean = use_uncond_mode and (mode_pred or q is None)
-        z = self.get_z(p if q is None else q, forced_latent, use_mean, use_mean)
+        z = self.get_z(p if q is None else q, forced_latent, mode_pred, use_uncond_mode)
         if force_constant_output:
             z = copy_first(z)
             p_mean, p_logvar = self._parameter_pair(copy_first(torch.cat([p_mean.get(), p_logvar._lv], 1)), None)
@@ -141,14 +149,15 @@ class ComposedStep(nn.Module):
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
         return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
 
-    def _uses_philox(self, device: torch.device) -> bool:
-        return self.rng == "philox" or (self.rng is None and device.type != "cpu")
+    def _uses_philox(self, parameters: Tensor) -> bool:
+        return default_is_philox(parameters, None) if self.rng is None else self.rng == "philox"
 
     def _sample(self, distribution: Normal) -> Tensor:
         mean = distribution.mean
         dtype = compute_dtype(mean)
-        if self._uses_philox(mean.device):
-            eps = philox_normal(draw_seed(mean.device), mean.numel(), dtype).view(mean.shape)
+        if self._uses_philox(mean):
+            flat = philox_normal(draw_seed(mean.device), mean.numel(), dtype)
+            eps = in_memory_order(flat, mean.shape, is_channels_last(mean))
         else:
             eps = draw_noise(mean.shape, dtype, mean.device)
         return mean + distribution.stddev * eps

@@ -1,13 +1,15 @@
 """The public functions: arguments are checked, the noise is chosen, the backend is called."""
 
+import numbers
+import operator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ladder_kernels.autograd import run_sample, run_step
+from ladder_kernels.autograd import default_is_philox, run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
-from ladder_kernels.geometry import latent_shape, restricted_window
+from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,9 +69,10 @@ def normal_sample_kl(
         Variance `exp(l) if l <= 0 else 1 + l`, plus 1e-6; False: `exp(l)`.
     noise, latent, seed, mode
         Where z comes from; at most one of them. `noise` (B, C, *S): z = mean + temperature * std * noise.
-        `latent` (B, C, *S): it is z. `seed`: Philox noise of an int64 tensor with one element, on q's device (an int
-        is copied there): the same z on every backend. `mode`: z is the mean. None of them: fresh noise, from torch's
-        generator on a CPU, else from Philox with a seed that torch's generator draws.
+        `latent` (B, C, *S): it is z. `seed`: Philox noise of any integer (modulo 2^64), or of an int64 tensor with
+        one element on q's device: the same z on every backend. `mode`: z is the mean. None of them: fresh noise,
+        from a seed that torch's generator draws where the backend makes Philox noise in its kernel (triton, cuda),
+        else torch's own, the numbers that `torch.randn` draws.
     temperature
         Factor on the noise. The KL stays that of q and p, at the z drawn.
     vanilla_latent_hw
@@ -82,7 +85,7 @@ def normal_sample_kl(
     ValueError
         Shapes that do not fit, several sources of z, tensors on several devices.
     TypeError
-        A dtype that is not one of the four.
+        A dtype that is not one of the four, or an argument that is not what its name asks for.
     BackendUnavailableError
         A backend forced by `use_backend` that cannot take these tensors.
     """
@@ -90,9 +93,18 @@ def normal_sample_kl(
     if p_params is not None:
         _check_packed(p_params, "p_params")
         _check_prior(p_params, q_params)
-    draw, source = _source(q_params, noise=noise, latent=latent, seed=seed, mode=mode)
-    window = restricted_window(q_params.shape[2:], vanilla_latent_hw)
-    step = Step(draw, analytical_kl, stable, logvar_max, temperature, window, elementwise)
+    draw, source = _source(q_params, p_params, noise=noise, latent=latent, seed=seed, mode=mode)
+    window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    step = Step(
+        draw=draw,
+        kl="analytic" if analytical_kl else "monte_carlo",
+        stable=stable,
+        logvar_max=_as_bound(logvar_max),
+        temperature=_as_number(temperature, "temperature"),
+        window=window,
+        elementwise=elementwise,
+        channels_last=is_channels_last(q_params),
+    )
     outputs = run_step(q_params, p_params, source, step)
     z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = outputs
     return SampleKL(
@@ -121,19 +133,71 @@ def normal_sample(
 
     The arguments are those of `normal_sample_kl`, and so are the errors.
     """
+    return run_sample(*_sampling(params, noise, None, seed, mode, temperature, stable, logvar_max))
+
+
+class Sample(NamedTuple):
+    """What `sample_with_log_density` returns."""
+
+    z: Tensor
+    logprob_q: Tensor
+    qvar_max: Tensor
+
+
+def sample_with_log_density(
+    params: Tensor,
+    *,
+    logvar_max: float | None = None,
+    stable: bool = True,
+    noise: Tensor | None = None,
+    latent: Tensor | None = None,
+    seed: Tensor | int | None = None,
+    mode: bool = False,
+    temperature: float = 1.0,
+) -> Sample:
+    """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`."""
+    params, source, step = _sampling(params, noise, latent, seed, mode, temperature, stable, logvar_max)
+    z, *_, logprob_q, qvar_max, _ = run_step(params, None, source, step)
+    return Sample(z if latent is None else latent, logprob_q, qvar_max)
+
+
+def _sampling(
+    params: Tensor,
+    noise: Tensor | None,
+    latent: Tensor | None,
+    seed: Tensor | int | None,
+    mode: bool,
+    temperature: float,
+    stable: bool,
+    logvar_max: float | None,
+) -> tuple[Tensor, Tensor | None, Step]:
+    """The arguments of a sample without a KL, checked, as `autograd` wants them."""
     _check_packed(params, "params")
-    draw, source = _source(params, noise=noise, latent=None, seed=seed, mode=mode)
-    step = Step(draw, stable=stable, logvar_max=logvar_max, temperature=temperature)
-    return run_sample(params, source, step)
+    draw, source = _source(params, None, noise=noise, latent=latent, seed=seed, mode=mode)
+    step = Step(
+        draw=draw,
+        kl="none",
+        stable=stable,
+        logvar_max=_as_bound(logvar_max),
+        temperature=_as_number(temperature, "temperature"),
+        channels_last=is_channels_last(params),
+    )
+    return params, source, step
 
 
 def _check_packed(packed: Tensor, name: str) -> None:
-    if packed.dtype not in DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {packed.dtype}")
+    _check_tensor(packed, name)
     if not 3 <= packed.dim() <= 5:
         raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(packed.shape)}")
     if packed.shape[1] % 2 or packed.shape[1] == 0:
         raise ValueError(f"{name} packs means and log-variances, so its channels are even; got {tuple(packed.shape)}")
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
 
 
 def _check_prior(p: Tensor, q: Tensor) -> None:
@@ -149,8 +213,45 @@ def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}, the parameters are on {packed.device}")
 
 
+def _as_number(value: Any, name: str, expected: str = "a number") -> float:
+    """Not a tensor: its gradient would be lost, and its value is needed on the host."""
+    if isinstance(value, float | int | torch.SymFloat | torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, numbers.Real):  # NumPy's
+        return float(value)
+    raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}")
+
+
+def _as_bound(logvar_max: Any) -> float | None:
+    return None if logvar_max is None else _as_number(logvar_max, "logvar_max", "a number or None")
+
+
+def _window_side(vanilla_latent_hw: int | None) -> int | None:
+    if vanilla_latent_hw is None:
+        return None
+    side = _as_integer(vanilla_latent_hw, "vanilla_latent_hw", "a positive integer or None")
+    if side < 1:
+        raise ValueError(f"vanilla_latent_hw must be a positive integer or None, got {side}")
+    return side
+
+
+def _as_integer(value: Any, name: str, expected: str) -> int:
+    if isinstance(value, int | torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)  # NumPy's integers
+    except TypeError:
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}") from None
+
+
 def _source(
-    packed: Tensor, *, noise: Tensor | None, latent: Tensor | None, seed: Tensor | int | None, mode: bool
+    packed: Tensor,
+    prior: Tensor | None,
+    *,
+    noise: Tensor | None,
+    latent: Tensor | None,
+    seed: Tensor | int | None,
+    mode: bool,
 ) -> tuple[Any, Tensor | None]:
     """`Step.draw` and its tensor."""
     given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
@@ -161,28 +262,38 @@ def _source(
         return "mode", None
     if seed is not None:
         return "seed", _seed_tensor(seed, packed)
-    shape = latent_shape(packed)
     for name, tensor in (("noise", noise), ("latent", latent)):
         if tensor is not None:
-            if tensor.shape != shape:
-                raise ValueError(
-                    f"{name} must have the latent's shape {tuple(shape)} (parameters {tuple(packed.shape)}), "
-                    f"got {tuple(tensor.shape)}"
-                )
-            if tensor.dtype not in DTYPES:
-                raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
-            _check_device(tensor, name, packed)
-            if name == "noise" and tensor.requires_grad:
-                raise ValueError("noise is a constant and gets no gradient: detach it")
+            _check_latent(tensor, name, packed)
             return name, tensor
-    if packed.device.type == "cpu":
-        return "noise", draw_noise(shape, compute_dtype(packed), packed.device)
-    return "seed", draw_seed(packed.device)
+    return fresh_source(packed, default_is_philox(packed, prior))
+
+
+def fresh_source(packed: Tensor, philox: bool) -> tuple[Any, Tensor]:
+    """`Step.draw` and its tensor for noise that torch's generator draws: a seed of it, or all of it."""
+    if philox:
+        return "seed", draw_seed(packed.device)
+    return "noise", draw_noise(latent_shape(packed), compute_dtype(packed), packed.device)
+
+
+def _check_latent(tensor: Tensor, name: str, packed: Tensor) -> None:
+    _check_tensor(tensor, name)
+    if tensor.shape != latent_shape(packed):
+        raise ValueError(
+            f"{name} must have the latent's shape {latent_shape(packed)} (parameters {tuple(packed.shape)}), "
+            f"got {tuple(tensor.shape)}"
+        )
+    _check_device(tensor, name, packed)
+    if name == "noise" and tensor.requires_grad:
+        raise ValueError("noise is a constant and gets no gradient: detach it")
 
 
 def _seed_tensor(seed: Tensor | int, packed: Tensor) -> Tensor:
-    if isinstance(seed, int):
-        return torch.tensor(seed, dtype=torch.int64, device=packed.device)
+    if not isinstance(seed, Tensor):
+        value = _as_integer(seed, "seed", "an integer or an int64 tensor with one element")
+        if not -(2**63) <= value < 2**63:
+            value = (value + 2**63) % 2**64 - 2**63
+        return torch.tensor(value, dtype=torch.int64, device=packed.device)
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise ValueError(
             f"seed must be one int64 element, got {seed.numel()} of {seed.dtype} with shape {tuple(seed.shape)}"

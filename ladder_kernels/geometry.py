@@ -1,5 +1,9 @@
-"""Shapes: layouts, crops and the restricted window. Pure index arithmetic, no tensor is copied but in `dense_as`."""
+"""Shapes: layouts, crops and the restricted window. Pure index arithmetic, no tensor is copied but in `dense`.
 
+Sizes may be symbolic, so that one compilation serves them all.
+"""
+
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,28 +11,28 @@ from torch import Tensor
 
 
 def is_channels_last(packed: Tensor) -> bool:
-    """Whether channels are the contiguous dimension of a packed (B, 2C, *S), in any number of dims."""
-    return packed.stride(1) == 1 and packed.shape[2:].numel() > 1
+    """Whether channels are the contiguous dimension of a (B, C, *S), in any number of dims."""
+    return packed.stride(1) == 1 and math.prod(packed.shape[2:]) > 1
 
 
-def latent_shape(packed: Tensor) -> torch.Size:
+def latent_shape(packed: Tensor) -> tuple[int, ...]:
     """(B, C, *S) of the latent that a packed (B, 2C, *S) describes."""
-    return torch.Size((packed.shape[0], packed.shape[1] // 2, *packed.shape[2:]))
+    return (packed.shape[0], packed.shape[1] // 2, *packed.shape[2:])
 
 
-def view_in_memory_order(flat: Tensor, packed: Tensor) -> Tensor:
-    """A flat vector, one value per latent, as (B, C, *S) in the memory layout of `packed`."""
-    batch, channels, *spatial = latent_shape(packed)
-    if is_channels_last(packed):
+def in_memory_order(flat: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """A flat vector, one value per element, as a tensor of `shape` (B, C, *S) whose memory has that order."""
+    if channels_last:
+        batch, channels, *spatial = shape
         return flat.view(batch, *spatial, channels).movedim(-1, 1)
-    return flat.view(batch, channels, *spatial)
+    return flat.view(shape)
 
 
-def dense_as(latent: Tensor, packed: Tensor) -> Tensor:
-    """`latent` (B, C, *S) dense in the memory layout of `packed`; copied only if it is not so already."""
-    if is_channels_last(packed):
-        return latent.movedim(1, -1).contiguous().movedim(-1, 1)
-    return latent.contiguous()
+def dense(tensor: Tensor, channels_last: bool) -> Tensor:
+    """A (B, C, *S) dense in that memory order; copied only if it is not so already."""
+    if channels_last:
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    return tensor.contiguous()
 
 
 def restricted_window(spatial: Sequence[int], vanilla_latent_hw: int | None) -> tuple[int, int, int, int] | None:
@@ -52,6 +56,17 @@ def windowed(latent: Tensor, window: tuple[int, int, int, int]) -> Tensor:
     row, row_end, column, column_end = window
     latent = latent[..., column:column_end]
     return latent[..., row:row_end, :] if latent.dim() > 3 else latent
+
+
+def inside_window(spatial: Sequence[int], window: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """Which positions lie in that window: booleans that broadcast to (*S,)."""
+    row, row_end, column, column_end = window
+    columns = torch.arange(spatial[-1], device=device)
+    inside = (columns >= column) & (columns < column_end)
+    if len(spatial) == 1:
+        return inside
+    rows = torch.arange(spatial[-2], device=device).unsqueeze(1)
+    return inside & (rows >= row) & (rows < row_end)
 
 
 def even_spatial(spatial: Sequence[int]) -> tuple[int, ...]:

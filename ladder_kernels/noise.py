@@ -6,6 +6,7 @@ depends on the seed alone: not on the backend, the block size or the launch.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +22,13 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def draw_noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws."""
+def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
+    if torch.compiler.is_compiling():
+        # Inductor would make other numbers of a randn, in scalar code on a CPU, and anew in every kernel that reads
+        # them; this it leaves to ATen.
+        zero, one = torch.zeros((), dtype=dtype, device=device), torch.ones((), dtype=dtype, device=device)
+        return torch.normal(zero.expand(shape), one.expand(shape))
     return torch.randn(shape, dtype=dtype, device=device)
 
 
@@ -48,7 +54,8 @@ def box_muller(word1: Tensor, word2: Tensor, dtype: torch.dtype) -> tuple[Tensor
     u = (word + 1/2) / 2^32 is never 0, and in float32 at most 1, so |normal| <= 6.77.
     """
     u1, u2 = (word.to(dtype) * 2.0**-32 + 2.0**-33 for word in (word1, word2))
-    radius = torch.sqrt(-2.0 * torch.log(u1))
+    # Not below 0: next to u1 = 1 an approximate logarithm may be positive.
+    radius = torch.sqrt((-2.0 * torch.log(u1)).clamp(min=0.0))
     angle = (2.0 * math.pi) * u2
     return radius * torch.cos(angle), radius * torch.sin(angle)
 

@@ -5,21 +5,23 @@ so that a compiled graph keeps the backend it was traced with. Operators have a 
 that is not asked for is an empty tensor.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import load
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
-from ladder_kernels.geometry import latent_shape, view_in_memory_order
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype, with_zeros
+from ladder_kernels.geometry import in_memory_order, latent_shape
 
 NAMESPACE = "ladder_kernels"
 
 _STEP = (
-    "str draw, bool analytical, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise, "
-    "str backend"
+    "str draw, str kl, bool stable, float? logvar_max, float temperature, SymInt[]? window, bool elementwise, "
+    "bool channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
@@ -54,10 +56,7 @@ def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend:
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     grads, needs, (step, backend) = StepGrads(*arguments[:8]), arguments[8:11], _parse(arguments[11:])
     found = load(backend).backward(q, p, source, step, grads, needs)
-    return tuple(
-        torch.zeros_like(like) if need and grad is None and like is not None else _or_empty(grad, q)
-        for grad, like, need in zip(found, (q, p, source), needs, strict=True)
-    )
+    return tuple(_or_empty(grad, q) for grad in with_zeros(found, (q, p, source), step, needs))
 
 
 @torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
@@ -70,29 +69,32 @@ def _sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
     step, _ = _parse(step_and_backend)
     shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    return (
-        q.new_empty(0) if step.draw == "latent" else _empty_latent(q, q.dtype),
-        q.new_empty(shape[0], dtype=dtype),
-        q.new_empty(0) if step.window is None else q.new_empty(shape[0], dtype=dtype),
-        q.new_empty(shape[:2], dtype=dtype),
-        q.new_empty((shape[0], *shape[2:]), dtype=dtype),
-        q.new_empty(shape[0], dtype=dtype),
-        q.new_empty((), dtype=dtype),
-        _empty_latent(q, dtype) if step.elementwise else q.new_empty(0),
+    every = StepOutputs(
+        z=_empty_dense(q, shape, q.dtype, step),
+        kl_samplewise=q.new_empty(shape[0], dtype=dtype),
+        kl_restricted=q.new_empty(shape[0], dtype=dtype),
+        kl_channelwise=q.new_empty(shape[:2], dtype=dtype),
+        kl_spatial=q.new_empty((shape[0], *shape[2:]), dtype=dtype),
+        logprob_q=q.new_empty(shape[0], dtype=dtype),
+        qvar_max=q.new_empty((), dtype=dtype),
+        kl_elementwise=_empty_dense(q, shape, dtype, step),
     )
+    return tuple(_or_empty(out, q) for out in _wanted(every, step))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    needs, (step, _) = arguments[8:11], _parse(arguments[11:])
     return tuple(
-        torch.empty_like(like) if need and like is not None else q.new_empty(0)
-        for like, need in zip((q, p, source), arguments[8:11], strict=True)
+        _empty_dense(q, like.shape, like.dtype, step) if need and like is not None else q.new_empty(0)
+        for like, need in zip((q, p, source), needs, strict=True)
     )
 
 
 @torch.library.register_fake(f"{NAMESPACE}::sample")
 def _fake_sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
-    return _empty_latent(q, q.dtype)
+    step, _ = _parse(step_and_backend)
+    return _empty_dense(q, latent_shape(q), q.dtype, step)
 
 
 def _set_up_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -103,14 +105,9 @@ def _set_up_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _differentiate_step(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    needs = ctx.needs_input_grad[:3]
-    grads = _wanted(grads, _parse(ctx.step_and_backend)[0])
-    found = torch.ops.ladder_kernels.step_backward.default(*ctx.saved_tensors, *grads, *needs, *ctx.step_and_backend)
-    return (
-        *(grad if need else None for grad, need in zip(found, needs, strict=True)),
-        *[None] * len(Step._fields),
-        None,
-    )
+    step, _ = _parse(ctx.step_and_backend)
+    found = _gradients(ctx, ctx.saved_tensors, _wanted(grads, step), ctx.needs_input_grad[:3])
+    return (*found, *[None] * len(ctx.step_and_backend))
 
 
 def _set_up_sample(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -120,11 +117,17 @@ def _set_up_sample(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_sample(ctx: Any, grad_z: Tensor) -> tuple[Any, ...]:
     q, source = ctx.saved_tensors
-    grads, needs = StepGrads(z=grad_z), (True, False, False)
-    grad_q, _, _ = torch.ops.ladder_kernels.step_backward.default(
-        q, None, source, *grads, *needs, *ctx.step_and_backend
-    )
-    return (grad_q, None, *[None] * len(Step._fields), None)
+    grad_q, _, _ = _gradients(ctx, (q, None, source), StepGrads(z=grad_z), (True, False, False))
+    return (grad_q, None, *[None] * len(ctx.step_and_backend))
+
+
+def _gradients(ctx: Any, inputs: tuple[Any, ...], grads: Sequence[Any], needs: tuple[bool, bool, bool]) -> list[Any]:
+    """Those at q, p and source, None where not needed."""
+    if torch.is_grad_enabled():
+        step, _ = _parse(ctx.step_and_backend)
+        return list(torch_backend.differentiable_backward(*inputs, step, StepGrads(*grads), needs))
+    found = torch.ops.ladder_kernels.step_backward.default(*inputs, *grads, *needs, *ctx.step_and_backend)
+    return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 
 
 torch.library.register_autograd(f"{NAMESPACE}::step", _differentiate_step, setup_context=_set_up_step)
@@ -142,7 +145,17 @@ def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
 
 def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
     """What belongs to the outputs (or their gradients) that the step has; None for the others."""
-    has = (step.draw != "latent", True, step.window is not None, True, True, True, True, step.elementwise)
+    kl = step.kl != "none"
+    has = StepOutputs(
+        z=step.draw != "latent",
+        kl_samplewise=kl,
+        kl_restricted=kl and step.window is not None,
+        kl_channelwise=kl,
+        kl_spatial=kl,
+        logprob_q=True,
+        qvar_max=True,
+        kl_elementwise=kl and step.elementwise,
+    )
     return tuple(out if wanted else None for out, wanted in zip(outputs, has, strict=True))
 
 
@@ -150,6 +163,6 @@ def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
     return q.new_empty(0) if tensor is None else tensor
 
 
-def _empty_latent(q: Tensor, dtype: torch.dtype) -> Tensor:
-    """z as every backend lays it out."""
-    return view_in_memory_order(q.new_empty(latent_shape(q).numel(), dtype=dtype), q)
+def _empty_dense(q: Tensor, shape: Sequence[int], dtype: torch.dtype, step: Step) -> Tensor:
+    """As every backend lays out z, the elementwise KL and the gradients."""
+    return in_memory_order(q.new_empty(math.prod(shape), dtype=dtype), shape, step.channels_last)

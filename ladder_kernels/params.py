@@ -1,18 +1,29 @@
 """Look-alikes of upstream's StableMean and StableLogVar: a Gaussian's parameters, mapped when they are asked for."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ladder_kernels.backends.torch.formulas import VARIANCE_FLOOR, clamp_logvar, max_log_variance, variance
 from ladder_kernels.geometry import center_crop
 
 
 class _Parameter:
-    """A tensor (B, C, *S) with upstream's shape queries."""
+    """A tensor (B, C, *S), or a function that gives it, with upstream's shape queries."""
 
-    _tensor: Tensor
+    def __init__(self, tensor: Tensor | Callable[[], Tensor]) -> None:
+        self._tensor_or_late = tensor
+
+    @property
+    def _tensor(self) -> Tensor:
+        tensor = self._tensor_or_late
+        if not isinstance(tensor, Tensor):
+            self._tensor_or_late = tensor = tensor()
+        return tensor
 
     @property
     def is_3D(self) -> bool:  # noqa: N802  # upstream's name
@@ -26,14 +37,15 @@ class _Parameter:
         """
         spatial = self._tensor.shape[2:]
         cropped = (size,) * len(spatial[-2:]) if isinstance(size, int) else tuple(size)
-        self._tensor = center_crop(self._tensor, (*spatial[: len(spatial) - len(cropped)], *cropped))
+        self._tensor_or_late = center_crop(self._tensor, (*spatial[: len(spatial) - len(cropped)], *cropped))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is copied or pickled is the value, not the way to it.
+        return self.__dict__ | {"_tensor_or_late": self._tensor}
 
 
 class StableMean(_Parameter):
     """The mean of a Gaussian."""
-
-    def __init__(self, mean: Tensor) -> None:
-        self._tensor = mean
 
     @property
     def _mean(self) -> Tensor:
@@ -61,13 +73,13 @@ class StableLogVar(_Parameter):
 
     def __init__(
         self,
-        logvar: Tensor,
+        logvar: Tensor | Callable[[], Tensor],
         enable_stable: bool = True,
         var_eps: float = VARIANCE_FLOOR,
         *,
         logvar_max: float | None = None,
     ) -> None:
-        self._tensor = logvar
+        super().__init__(logvar)
         self._enable_stable = enable_stable
         self._eps = var_eps
         self._logvar_max = logvar_max
@@ -97,3 +109,98 @@ def parameter_pair(packed: Tensor, logvar_max: float | None, stable: bool) -> tu
     """The two halves of packed parameters (B, 2C, *S), as views."""
     mean, logvar = packed.chunk(2, dim=1)
     return StableMean(mean), StableLogVar(logvar, enable_stable=stable, logvar_max=logvar_max)
+
+
+def late_parameter_pair(
+    compute: Callable[[], Tensor], logvar_max: float | None, stable: bool
+) -> tuple[StableMean, StableLogVar]:
+    """The same of packed parameters that are computed when one of the two is first read."""
+    halves: list[Tensor] = []
+
+    def half(index: int) -> Tensor:
+        if not halves:
+            halves.extend(compute().chunk(2, dim=1))
+        return halves[index]
+
+    return (
+        StableMean(lambda: half(0)),
+        StableLogVar(lambda: half(1), enable_stable=stable, logvar_max=logvar_max),
+    )
+
+
+class LateCall:
+    """`module(features)`, computed later as it would have been now, or not at all.
+
+    The gradient mode, inference mode and autocast are those of now. If an in-place change of the features, a step of
+    an optimizer, an average of weights or a loaded checkpoint has come in between, calling it raises RuntimeError.
+    """
+
+    def __init__(self, module: nn.Module, features: Tensor) -> None:
+        self._module, self._features = module, features
+        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        device = features.device.type
+        self._autocast: dict[str, Any] = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        self._versions = self._versions_now()
+        # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
+        with torch.no_grad():
+            self._last_values = [parameter.clone() for parameter in self._last_parameter()]
+
+    def __call__(self) -> Tensor:
+        if not self._is_unchanged():
+            raise RuntimeError(
+                f"this value was left out of the call and can no longer be computed: the weights of {self._module} or "
+                "its input have changed since"
+            )
+        with self._then():
+            return self._module(self._features)
+
+    def _is_unchanged(self) -> bool:
+        return self._versions_now() == self._versions and all(
+            torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
+            for now, then in zip(self._last_parameter(), self._last_values, strict=True)
+        )
+
+    @contextlib.contextmanager
+    def _then(self) -> Iterator[None]:
+        with (
+            torch.inference_mode(self._inference),
+            torch.set_grad_enabled(self._grad),
+            torch.autocast(**self._autocast),
+        ):
+            yield
+
+    def _last_parameter(self) -> list[nn.Parameter]:
+        # Of a convolution the bias, its smallest; none of a module without parameters.
+        return [*self._module.parameters()][-1:]
+
+    def _versions_now(self) -> list[int | None]:
+        # Tensors of the inference mode have none.
+        tensors = (self._features, *self._module.parameters(), *self._module.buffers())
+        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _register(cls: type[_Parameter]) -> None:
+    """Lets torch's tree functions see the tensor: export, vmap, FSDP and tree_map."""
+
+    def flatten(parameter: _Parameter) -> tuple[list[Tensor], list[tuple[str, Any]]]:
+        settings = {name: value for name, value in vars(parameter).items() if name != "_tensor_or_late"}
+        return [parameter._tensor], sorted(settings.items())
+
+    def unflatten(tensors: Any, settings: Any) -> _Parameter:
+        parameter = cls.__new__(cls)
+        (parameter._tensor_or_late,) = tensors
+        vars(parameter).update(settings)
+        return parameter
+
+    _pytree.register_pytree_node(
+        cls, flatten, unflatten, serialized_type_name=f"ladder_kernels.params.{cls.__name__}"
+    )
+
+
+_register(StableMean)
+_register(StableLogVar)

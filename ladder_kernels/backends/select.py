@@ -4,20 +4,25 @@ import functools
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 NAMES = ("torch", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "LADDER_KERNELS_BACKEND"
 
 _PREFERRED = {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}
+_MAKE_NOISE = ("triton", "cuda")
 _log = logging.getLogger("ladder_kernels")
 # Read once: a look-up costs about as much as a small kernel's launch.
-_forced: str | None = os.environ.get(ENVIRONMENT_VARIABLE)
+_environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+_forced: ContextVar[str | None] = ContextVar("ladder_kernels_backend", default=None)
+# What `_forced` is, for torch.compile: it cannot read a ContextVar, and guards an attribute of this.
+_seen_by_compiler = threading.local()
 
 
 class BackendUnavailableError(RuntimeError):
@@ -29,16 +34,17 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every step inside the `with` block on the backend `name`: "torch", "cpp", "triton" or "cuda".
 
     Raises ValueError for an unknown name and BackendUnavailableError, with the reason, for a backend that cannot
-    run here; a tensor that it cannot take raises where the step is called. Holds for all threads of the process.
+    run here; a tensor that it cannot take raises where the step is called. Holds for this thread or task alone.
     Gradients are computed by the backend that computed the step.
     """
-    global _forced
     load(name)
-    previous, _forced = _forced, name
+    token, before = _forced.set(name), getattr(_seen_by_compiler, "forced", None)
+    _seen_by_compiler.forced = name
     try:
         yield
     finally:
-        _forced = previous
+        _seen_by_compiler.forced = before
+        _forced.reset(token)
 
 
 def load(name: str) -> ModuleType:
@@ -56,13 +62,24 @@ def reason_unavailable(name: str) -> str | None:
     return _find(name)[1]
 
 
+def fault_of_environment() -> str | None:
+    """What is wrong with the value of LADDER_KERNELS_BACKEND, or None."""
+    if _environment is None:
+        return None
+    if _environment not in NAMES:
+        return f"{ENVIRONMENT_VARIABLE}={_environment!r} names an unknown backend; there are {', '.join(NAMES)}"
+    reason = reason_unavailable(_environment)
+    return None if reason is None else f"{ENVIRONMENT_VARIABLE}={_environment!r} cannot run here: {reason}"
+
+
 def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
     """The backend for these tensors."""
-    if _forced is not None:
-        backend = load(_forced)
+    name = _forced.get() or _forced_by_environment()
+    if name is not None:
+        backend = load(name)
         reason = backend.unsupported(q, p, source)
         if reason is not None:
-            raise BackendUnavailableError(f"backend {_forced!r} cannot take this call: {reason}")
+            raise BackendUnavailableError(f"backend {name!r} cannot take this call: {reason}")
         return backend
     for name in _PREFERRED.get(q.device.type, ("torch",)):
         module, reason = _find(name)
@@ -76,13 +93,30 @@ def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
 
 def choose_while_tracing(device_type: str) -> str:
     """The name of the backend for a graph that torch.compile traces; a forced one is part of the graph's guards."""
-    return _forced if _forced is not None else _preferred(device_type)
+    return getattr(_seen_by_compiler, "forced", None) or _default_while_tracing(device_type)
 
 
-@torch.compiler.assume_constant_result
-def _preferred(device_type: str) -> str:
+def makes_noise(backend: str) -> bool:
+    """Whether that backend makes Philox noise inside its kernels: then it is the default, else it never pays."""
+    return backend in _MAKE_NOISE
+
+
+def _default_while_tracing(device_type: str) -> str:
     names = _PREFERRED.get(device_type, ("torch",))
-    return next(name for name in names if reason_unavailable(name) is None)
+    return _forced_by_environment() or next(name for name in names if reason_unavailable(name) is None)
+
+
+# What torch.compiler.assume_constant_result does; calling that would import the whole compiler, which takes seconds.
+_default_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _forced_by_environment() -> str | None:
+    if _environment is None:
+        return None
+    fault = fault_of_environment()
+    if fault is None:
+        return _environment
+    raise ValueError(fault) if _environment not in NAMES else BackendUnavailableError(fault)
 
 
 @functools.cache
@@ -91,11 +125,11 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
     path = f"ladder_kernels.backends.{name}"
     try:
         module = importlib.import_module(path)
+        return module, module.unavailable()
     except ModuleNotFoundError as error:
         return None, "not part of this version" if error.name == path else str(error)
-    except ImportError as error:
-        return None, str(error)
-    return module, module.unavailable()
+    except Exception as error:  # whatever a broken library raises is a reason, not the user's problem
+        return None, f"{type(error).__name__}: {error}"
 
 
 @functools.cache

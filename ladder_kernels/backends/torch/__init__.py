@@ -1,6 +1,7 @@
 """Plain PyTorch on any device: the oracle in float64, the fallback everywhere, the eager baseline in benchmarks.
 
-`forward` is differentiable by autograd (second derivatives go through it); `backward` is derived by hand.
+`forward` is differentiable by autograd (second derivatives go through it); `backward` is derived by hand. Both are
+traced by compilers and transformed by torch.func, so nothing is written in place.
 """
 
 import math
@@ -17,7 +18,7 @@ from ladder_kernels.backends.torch.formulas import (
     max_log_variance,
     variance_ratio,
 )
-from ladder_kernels.geometry import dense_as, latent_shape, view_in_memory_order, windowed
+from ladder_kernels.geometry import dense, in_memory_order, inside_window, latent_shape, windowed
 from ladder_kernels.noise import philox_normal
 
 NAME = "torch"
@@ -33,33 +34,41 @@ def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | Non
 
 def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
     dtype = compute_dtype(q, p, source)
-    posterior, prior = _gaussian(q, step, dtype), _prior(p, q, step, dtype)
+    posterior = _gaussian(q, step, dtype)
     eps, z = _draw(posterior, q, source, step, dtype)
-
     log_q = log_density(eps * eps, posterior)
-    if step.analytical:
+    count = math.prod(latent_shape(q)[1:])
+    outputs = StepOutputs(
+        z=None if step.draw == "latent" else dense(z.to(q.dtype), step.channels_last),
+        kl_samplewise=None,
+        kl_restricted=None,
+        kl_channelwise=None,
+        kl_spatial=None,
+        logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
+        qvar_max=max_log_variance(posterior.logvar, step.stable),
+        kl_elementwise=None,
+    )
+    if step.kl == "none":
+        return outputs
+    prior = _prior(p, q, step, dtype)
+    if step.kl == "analytic":
         kl = kl_analytic(posterior, prior, step.stable)
     else:
-        kl = log_q - log_density(((z - prior.mean) / prior.std).square(), prior)
-
+        kl = log_q - log_density(prior.over_std(z - prior.mean).square(), prior)
     kl_channelwise = kl.flatten(2).sum(2)
-    count = latent_shape(q)[1:].numel()
-    return StepOutputs(
-        z=None if step.draw == "latent" else dense_as(z.to(q.dtype), q),
+    return outputs._replace(
         kl_samplewise=kl_channelwise.sum(1),
         kl_restricted=None if step.window is None else windowed(kl, step.window).flatten(1).sum(1),
         kl_channelwise=kl_channelwise,
         kl_spatial=kl.sum(1),
-        logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
-        qvar_max=max_log_variance(posterior.logvar, step.stable),
-        kl_elementwise=kl if step.elementwise else None,
+        kl_elementwise=dense(kl, step.channels_last) if step.elementwise else None,
     )
 
 
 def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     dtype = compute_dtype(q, source)
     _, z = _draw(_gaussian(q, step, dtype), q, source, step, dtype)
-    return dense_as(z.to(q.dtype), q)
+    return dense(z.to(q.dtype), step.channels_last)
 
 
 def backward(
@@ -70,9 +79,12 @@ def backward(
     grads: StepGrads,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of DESIGN's section 2, with grad l = (d log v / d l) * v * grad v so that nothing divides by v."""
+    """The gradients by hand, with grad l = (d log v / d l) * grad log v so that nothing divides by v.
+
+    The gradient of a KL is halved first, so that no product overflows where the result does not.
+    """
     dtype = compute_dtype(q, p, source)
-    posterior, prior = _gaussian(q, step, dtype), _prior(p, q, step, dtype)
+    posterior = _gaussian(q, step, dtype)
     eps, z = _draw(posterior, q, source, step, dtype)
     grad_kl = _incoming_kl(grads, step, latent_shape(q), dtype)
     grad_log_q = None if grads.logprob_q is None else _per_sample(grads.logprob_q, q.dim())
@@ -82,26 +94,28 @@ def backward(
     to_mean: list[Tensor] = []
     to_log_q = [] if grad_log_q is None else [grad_log_q]
     to_q_log_var: list[Tensor] = []
-    p_mean = p_log_var = None
+    prior = p_mean = p_log_var = None
     if grad_kl is not None:
-        residual = ((posterior.mean if step.analytical else z) - prior.mean) / prior.std
-        pull = grad_kl * residual / prior.std
+        prior = _prior(p, q, step, dtype)
+        half_kl = 0.5 * grad_kl
+        residual = prior.over_std((posterior.mean if step.kl == "analytic" else z) - prior.mean)
+        pull = prior.over_std(grad_kl * residual)
         p_mean = -pull
-        if step.analytical:
+        if step.kl == "analytic":
             ratio = variance_ratio(posterior, prior, step.stable).minus_one
             to_mean.append(pull)
-            to_q_log_var.append(0.5 * grad_kl * ratio)
-            p_log_var = -0.5 * grad_kl * (ratio + residual.square())
+            to_q_log_var.append(half_kl * ratio)
+            p_log_var = -half_kl * ratio - half_kl * residual * residual
         else:
             to_z.append(pull)
             to_log_q.append(grad_kl)
-            p_log_var = 0.5 * grad_kl * (1 - residual.square())
+            p_log_var = half_kl - half_kl * residual * residual
 
     if step.draw == "latent":
         # z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
         if to_log_q:
             weight = _sum(to_log_q)
-            score = weight * eps / posterior.std
+            score = posterior.over_std(weight * eps)
             to_mean.append(score)
             to_z.append(-score)
             to_q_log_var.append(0.5 * weight * (eps * eps - 1))
@@ -111,18 +125,45 @@ def backward(
             through_z = _sum(to_z)
             to_mean.append(through_z)
             if step.draw != "mode":
-                to_q_log_var.append(0.5 * through_z * eps * posterior.std)
+                to_q_log_var.append(0.5 * through_z * (eps * posterior.std))
         if to_log_q:
             to_q_log_var.append(-0.5 * _sum(to_log_q))
 
     grad_q = _packed_grad(to_mean, to_q_log_var, posterior, q, step) if needs[0] else None
     grad_p = None
-    if needs[1] and p is not None and p_mean is not None and p_log_var is not None:
+    if needs[1] and p is not None and prior is not None and p_mean is not None and p_log_var is not None:
         grad_p = _packed_grad([p_mean], [p_log_var], prior, p, step)
     grad_latent = None
     if needs[2] and source is not None and to_z:
-        grad_latent = _sum(to_z).expand(source.shape).to(source.dtype)
+        grad_latent = dense(_sum(to_z).expand(source.shape).to(source.dtype), step.channels_last)
     return grad_q, grad_p, grad_latent
+
+
+def differentiable_backward(
+    q: Tensor,
+    p: Tensor | None,
+    source: Tensor | None,
+    step: Step,
+    grads: StepGrads,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by autograd of `forward`, so that they have gradients themselves."""
+    # Fresh aliases, so that a p computed from q does not count q's gradient twice.
+    aliases = [None if x is None else x.view_as(x) for x in (q, p, source)]
+    outputs = forward(*aliases, step)
+    # What depends on no input here (z, where p alone needs a gradient) has none.
+    used = [
+        (out, grad)
+        for out, grad in zip(outputs, grads, strict=True)
+        if out is not None and grad is not None and out.requires_grad
+    ]
+    wanted = [x for x, need in zip(aliases, needs, strict=True) if x is not None and need]
+    found: list[Tensor | None] = [None] * len(wanted)
+    if used:
+        outs, incoming = zip(*used, strict=True)
+        found = list(torch.autograd.grad(outs, wanted, incoming, create_graph=True, allow_unused=True))
+    filled = iter([torch.zeros_like(x) if grad is None else grad for x, grad in zip(wanted, found, strict=True)])
+    return tuple(next(filled) if x is not None and need else None for x, need in zip(aliases, needs, strict=True))
 
 
 def _gaussian(packed: Tensor, step: Step, dtype: torch.dtype) -> Gaussian:
@@ -143,26 +184,26 @@ def _draw(
         return gaussian.mean.new_zeros(()), gaussian.mean.clone()
     if step.draw == "latent":
         z = source.to(dtype)
-        return (z - gaussian.mean) / gaussian.std, z
+        return gaussian.over_std(z - gaussian.mean), z
     if step.draw == "seed":
-        source = view_in_memory_order(philox_normal(source, latent_shape(packed).numel(), dtype), packed)
+        shape = latent_shape(packed)
+        source = in_memory_order(philox_normal(source, math.prod(shape), dtype), shape, step.channels_last)
     eps = source.to(dtype)
     if step.temperature != 1.0:
         eps = eps * step.temperature
     return eps, gaussian.mean + gaussian.std * eps
 
 
-def _incoming_kl(grads: StepGrads, step: Step, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+def _incoming_kl(grads: StepGrads, step: Step, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     """The gradient of the elementwise KL, broadcastable to (B, C, *S); None if no KL output was used."""
     terms = []
     if grads.kl_samplewise is not None:
         terms.append(_per_sample(grads.kl_samplewise, len(shape)))
     if grads.kl_channelwise is not None:
-        terms.append(grads.kl_channelwise.view(*shape[:2], *[1] * (len(shape) - 2)))
+        terms.append(grads.kl_channelwise.reshape(*shape[:2], *[1] * (len(shape) - 2)))
     if grads.kl_restricted is not None and step.window is not None:
-        inside = grads.kl_restricted.new_zeros(shape[0], 1, *shape[2:])
-        windowed(inside, step.window).copy_(_per_sample(grads.kl_restricted, len(shape)))
-        terms.append(inside)
+        inside = inside_window(shape[2:], step.window, grads.kl_restricted.device)
+        terms.append(torch.where(inside, _per_sample(grads.kl_restricted, len(shape)), 0.0))
     if grads.kl_spatial is not None:
         terms.append(grads.kl_spatial.unsqueeze(1))
     if grads.kl_elementwise is not None:
@@ -171,7 +212,7 @@ def _incoming_kl(grads: StepGrads, step: Step, shape: torch.Size, dtype: torch.d
 
 
 def _per_sample(values: Tensor, dims: int) -> Tensor:
-    return values.view(-1, *[1] * (dims - 1))
+    return values.reshape(-1, *[1] * (dims - 1))
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -195,10 +236,10 @@ def _packed_grad(
             grad_logvar = torch.where(raw > step.logvar_max, 0.0, grad_logvar)
     half = latent_shape(packed)
     halves = [_to_shape(grad, half).to(packed.dtype) for grad in (grad_mean, grad_logvar)]
-    return torch.cat(halves, dim=1)
+    return dense(torch.cat(halves, dim=1), step.channels_last)
 
 
-def _to_shape(grad: Tensor, shape: torch.Size) -> Tensor:
+def _to_shape(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sums a gradient over the batch if the parameter has batch 1, broadcasts it where it is smaller."""
     if shape[0] == 1 and grad.dim() and grad.shape[0] != 1:
         grad = grad.sum(0, keepdim=True)

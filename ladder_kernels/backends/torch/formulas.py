@@ -1,7 +1,8 @@
 """The formulas of the step on plain tensors, elementwise and differentiable.
 
 `logvar` is a raw log-variance after the clamp; `std` is the standard deviation it maps to. Everything is written in
-terms of std and of ratios of stds, so that no variance under- or overflows where its root does not.
+terms of std and of ratios of stds, so that no variance under- or overflows where its root does not, and without
+`clamp`, whose gradient at its bound depends on torch's version.
 """
 
 import math
@@ -15,15 +16,20 @@ VARIANCE_FLOOR = 1e-6
 
 
 def clamp_logvar(logvar: Tensor, logvar_max: float | None) -> Tensor:
-    """min(logvar, logvar_max); NaN stays NaN."""
-    return logvar if logvar_max is None else logvar.clamp(max=logvar_max)
+    """min(logvar, logvar_max); NaN stays NaN. The gradient passes up to the bound and at it, and not above."""
+    return logvar if logvar_max is None else torch.where(logvar > logvar_max, logvar_max, logvar)
+
+
+def _exponential_part(logvar: Tensor) -> Tensor:
+    """exp(min(l, 0)): of the stable variance, and v times its slope."""
+    return torch.exp(torch.where(logvar > 0, 0.0, logvar))
 
 
 def variance(logvar: Tensor, stable: bool, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Stable: exp(l) for l <= 0, 1 + l above (once differentiable at 0), plus the floor. Naive: exp(l)."""
     if not stable:
         return torch.exp(logvar)
-    return torch.exp(logvar.clamp(max=0)) + logvar.clamp(min=0) + floor
+    return _exponential_part(logvar) + torch.where(logvar > 0, logvar, 0.0) + floor
 
 
 def log_variance(logvar: Tensor, stable: bool) -> Tensor:
@@ -48,25 +54,32 @@ class Gaussian(NamedTuple):
     logvar: Tensor
     std: Tensor
     log_var: Tensor
+    root: Tensor | None
+    """sqrt(std), in the naive map: std and its inverse leave the range of floats long before these roots do."""
 
     @staticmethod
     def from_raw(mean: Tensor, raw_logvar: Tensor, logvar_max: float | None, stable: bool) -> "Gaussian":
         logvar = clamp_logvar(raw_logvar, logvar_max)
         if stable:
             var = variance(logvar, stable)
-            return Gaussian(mean, logvar, torch.sqrt(var), torch.log(var))
-        return Gaussian(mean, logvar, torch.exp(0.5 * logvar), logvar)
+            return Gaussian(mean, logvar, torch.sqrt(var), torch.log(var), None)
+        root = torch.exp(0.25 * logvar)
+        return Gaussian(mean, logvar, root * root, logvar, root)
 
     @staticmethod
     def standard(like: Tensor) -> "Gaussian":
         """N(0, I) as scalars."""
         zero = like.new_zeros(())
-        return Gaussian(zero, zero, zero + 1, zero)
+        return Gaussian(zero, zero, zero + 1, zero, zero + 1)
+
+    def over_std(self, x: Tensor) -> Tensor:
+        """x / std."""
+        return x / self.std if self.root is None else x / self.root / self.root
 
 
 def log_variance_slope(gaussian: Gaussian, stable: bool) -> Tensor | float:
     """d log(variance) / d logvar, in (0, 1]: exp(min(l, 0)) / v; 1 in the naive map."""
-    return torch.exp(gaussian.logvar.clamp(max=0)) / gaussian.std.square() if stable else 1.0
+    return _exponential_part(gaussian.logvar) / gaussian.std.square() if stable else 1.0
 
 
 class VarianceRatio(NamedTuple):
@@ -77,18 +90,20 @@ class VarianceRatio(NamedTuple):
 
 
 def variance_ratio(q: Gaussian, p: Gaussian, stable: bool) -> VarianceRatio:
-    ratio = (q.std / p.std).square()
     if stable:
+        ratio = (q.std / p.std).square()
         return VarianceRatio(ratio - 1, torch.log(ratio))
     # The naive ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
     log = q.logvar - p.logvar
-    return VarianceRatio(torch.where(log.abs() < 0.5, torch.expm1(log), ratio - 1), log)
+    near = log.abs() < 0.5
+    far = torch.exp(log) - 1
+    return VarianceRatio(torch.where(near, torch.expm1(torch.where(near, log, 0.0)), far), log)
 
 
 def kl_analytic(q: Gaussian, p: Gaussian, stable: bool) -> Tensor:
     """1/2 [vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp]."""
     ratio = variance_ratio(q, p, stable)
-    return 0.5 * ((ratio.minus_one - ratio.log) + ((q.mean - p.mean) / p.std).square())
+    return 0.5 * ((ratio.minus_one - ratio.log) + p.over_std(q.mean - p.mean).square())
 
 
 def log_density(eps_squared: Tensor | float, gaussian: Gaussian) -> Tensor:

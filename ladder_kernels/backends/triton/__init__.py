@@ -18,7 +18,7 @@ from ladder_kernels.backends.triton.forward import forward_kernel
 from ladder_kernels.backends.triton.plan import Plan, Tiles, make_plan
 from ladder_kernels.backends.triton.reduce import reduce_kernel
 from ladder_kernels.backends.triton.sample import sample_kernel
-from ladder_kernels.geometry import dense_as, is_channels_last, latent_shape
+from ladder_kernels.geometry import dense, latent_shape
 
 NAME = "triton"
 
@@ -45,23 +45,32 @@ def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | Non
 
 def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
     shape = latent_shape(q)
-    if shape.numel() == 0:
+    if q.numel() == 0:
         return torch_backend.forward(q, p, source, step)
+    q, p, source = _resolved(q), _resolved(p), _resolved(source)
     dtype = compute_dtype(q, p, source)
     plan = _plan(q, p, source, step)
     batch, rows, columns = plan.sizes
     tiles = plan.forward
+    blocks = tiles.row_blocks * tiles.column_blocks
 
     def latent(dtype: torch.dtype) -> Tensor:
         return torch.empty_strided(shape, plan.latent_strides, dtype=dtype, device=q.device)
 
+    def sums(*sizes: int) -> Tensor:
+        return q.new_empty(sizes, dtype=dtype)
+
     z = None if step.draw == "latent" else latent(q.dtype)
-    kl_elementwise = latent(dtype) if step.elementwise else None
-    blocks = tiles.row_blocks * tiles.column_blocks
-    partials = q.new_empty(batch * (tiles.row_blocks * columns + tiles.column_blocks * rows + 4 * blocks), dtype=dtype)
-    samplewise, restricted, logprob_q = (q.new_empty(batch, dtype=dtype) for _ in range(3))
-    channelwise, spatial = q.new_empty(shape[:2], dtype=dtype), q.new_empty((batch, *shape[2:]), dtype=dtype)
-    qvar_max = q.new_empty((), dtype=dtype)
+    logprob_q, qvar_max = sums(batch), sums()
+    samplewise = restricted = channelwise = spatial = kl_elementwise = None
+    partial_sums, programs = 2 * batch * blocks, batch + 1
+    if step.kl != "none":
+        samplewise, channelwise, spatial = sums(batch), sums(*shape[:2]), sums(batch, *shape[2:])
+        restricted = None if step.window is None else sums(batch)
+        kl_elementwise = latent(dtype) if step.elementwise else None
+        partial_sums += batch * (2 * blocks + tiles.row_blocks * columns + tiles.column_blocks * rows)
+        programs += _cdiv(batch * columns) + _cdiv(batch * rows)
+    partials = sums(partial_sums)
     column_sums, row_sums = (channelwise, spatial) if plan.columns_are_channels else (spatial, channelwise)
     with _on_device_of(q):
         forward_kernel[(blocks * batch,)](
@@ -81,15 +90,15 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             tiles.steps,
             tiles.column_blocks,
             tiles.row_blocks,
-            ANALYTICAL=step.analytical,
+            KL=step.kl,
             **tile_constants(step, plan, tiles, dtype),
         )
-        reduce_kernel[(_cdiv(batch * columns) + _cdiv(batch * rows) + batch + 1,)](
+        reduce_kernel[(programs,)](
             partials,
             column_sums,
             row_sums,
             samplewise,
-            None if step.window is None else restricted,
+            restricted,
             logprob_q,
             qvar_max,
             plan.sizes,
@@ -102,7 +111,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     return StepOutputs(
         z=z,
         kl_samplewise=samplewise,
-        kl_restricted=None if step.window is None else restricted,
+        kl_restricted=restricted,
         kl_channelwise=channelwise,
         kl_spatial=spatial,
         logprob_q=logprob_q,
@@ -113,8 +122,9 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
 
 def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     shape = latent_shape(q)
-    if shape.numel() == 0:
+    if q.numel() == 0:
         return torch_backend.sample(q, source, step)
+    q, source = _resolved(q), _resolved(source)
     plan = _plan(q, None, source, step)
     tiles = plan.backward
     z = torch.empty_strided(shape, plan.latent_strides, dtype=q.dtype, device=q.device)
@@ -145,12 +155,12 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     shape = latent_shape(q)
-    if shape.numel() == 0:
+    if q.numel() == 0:
         return torch_backend.backward(q, p, source, step, grads, needs)
     dtype = compute_dtype(q, p, source)
-    has_kl = any(g is not None for g in (*grads[1:5], grads.kl_elementwise))
-    if not has_kl:
-        p = None
+    q, p, source = _resolved(q), _resolved(p), _resolved(source)
+    grads = StepGrads(*map(_resolved, grads))
+    step, p, source = _flowing(step, p, source, grads)
     plan = _plan(q, p, source, step)
 
     def packed(like: Tensor) -> Tensor:
@@ -167,10 +177,13 @@ def backward(
     tiles = plan.backward_shared if shared_p else plan.backward
     programs = tiles.row_blocks * tiles.column_blocks * (1 if shared_p else shape[0])
 
-    def dense(grad: Tensor | None) -> Tensor | None:
+    def contiguous(grad: Tensor | None) -> Tensor | None:
         return None if grad is None else grad.contiguous()
 
-    over_channels, over_space = dense(grads.kl_spatial), dense(grads.kl_channelwise)
+    def in_order(grad: Tensor | None) -> Tensor | None:
+        return None if grad is None else dense(grad, step.channels_last)
+
+    over_channels, over_space = contiguous(grads.kl_spatial), contiguous(grads.kl_channelwise)
     over_rows, over_columns = (over_space, over_channels) if plan.columns_are_channels else (over_channels, over_space)
     per_sample = (grads.kl_samplewise, grads.kl_restricted, grads.logprob_q)
     with _on_device_of(q):
@@ -178,9 +191,9 @@ def backward(
             q,
             p,
             source,
-            None if grads.z is None else dense_as(grads.z, q),
+            in_order(grads.z),
             (*per_sample[:2], over_rows, over_columns, per_sample[2]),
-            None if grads.kl_elementwise is None else dense_as(grads.kl_elementwise, q),
+            in_order(grads.kl_elementwise),
             grad_q,
             grad_p,
             grad_latent,
@@ -195,12 +208,28 @@ def backward(
             tiles.steps,
             tiles.column_blocks,
             tiles.row_blocks,
-            ANALYTICAL=step.analytical,
-            HAS_KL=has_kl,
+            KL=step.kl,
             SHARED_P=shared_p,
             **tile_constants(step, plan, tiles, dtype),
         )
     return grad_q, grad_p, grad_latent
+
+
+def _flowing(
+    step: Step, p: Tensor | None, source: Tensor | None, grads: StepGrads
+) -> tuple[Step, Tensor | None, Tensor | None]:
+    """The part of the step that gradients flow through: what nothing arrives at is not read."""
+    if not grads.have_kl():
+        step, p = step._replace(kl="none"), None
+    eps_used = (grads.logprob_q if step.draw == "latent" else grads.z) is not None
+    if not eps_used and step.kl != "monte_carlo":
+        step, source = step._replace(draw="mode"), None
+    return step, p, source
+
+
+def _resolved(tensor: Tensor | None) -> Tensor | None:
+    """Kernels read memory, where a negative view (`z.conj().imag`) has the other sign."""
+    return None if tensor is None else tensor.resolve_neg()
 
 
 def _plan(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Plan:
@@ -208,7 +237,7 @@ def _plan(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Pla
     if p is not None:
         p_strides = p.stride() if p.shape[0] == q.shape[0] else (0, *p.stride()[1:])
     source_strides = source.stride() if source is not None and step.draw != "seed" else None
-    return make_plan(latent_shape(q), q.stride(), p_strides, source_strides, is_channels_last(q))
+    return make_plan(latent_shape(q), q.stride(), p_strides, source_strides, step.channels_last)
 
 
 def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
@@ -231,7 +260,7 @@ def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> 
     }
 
 
-def _window(step: Step, shape: torch.Size) -> tuple[int, ...] | None:
+def _window(step: Step, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The restricted window and the height and width of space that it lies in."""
     if step.window is None:
         return None

@@ -3,9 +3,15 @@
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.math import exp, exp_with_subnormals, log, maximum, minimum, rsqrt, sqrt
+from ladder_kernels.backends.triton.math import exp, log, maximum, minimum, rsqrt, sqrt
 
 VARIANCE_FLOOR = tl.constexpr(1e-6)
+
+
+@triton.jit
+def bound(LOGVAR_MAX: tl.constexpr, like):
+    """The clamp's bound in the compute dtype: a plain constant would be float32."""
+    return tl.full([], LOGVAR_MAX, like.dtype)
 
 
 @triton.jit
@@ -13,21 +19,48 @@ def clamp(logvar, LOGVAR_MAX: tl.constexpr):
     if LOGVAR_MAX is None:
         return logvar
     else:
-        return minimum(logvar, LOGVAR_MAX)
+        return minimum(logvar, bound(LOGVAR_MAX, logvar))
 
 
 @triton.jit
 def gaussian(logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
-    """std, 1 / std, log variance and d log variance / d logvar. What is not used costs nothing."""
+    """std, what `over_std` multiplies by, log variance and d log variance / d logvar. What is not used costs nothing.
+
+    In the naive map that is 1 / sqrt(std), and std its root's square: they leave the range of floats long after std and
+    1 / std do.
+    """
     if STABLE:
         negative = exp(minimum(logvar, 0.0), FAST)
         var = negative + maximum(logvar, 0.0) + VARIANCE_FLOOR
         inverse_std = rsqrt(var, FAST)
         return sqrt(var, FAST), inverse_std, log(var, FAST), negative * inverse_std * inverse_std
     else:
-        # Either may be subnormal where the other is not: neither is the reciprocal of the other, nor flushed to zero.
-        std, inverse_std = exp_with_subnormals(0.5 * logvar, FAST), exp_with_subnormals(-0.5 * logvar, FAST)
-        return std, inverse_std, logvar, tl.full([], 1.0, logvar.dtype)
+        root = exp(0.25 * logvar, FAST)
+        return root * root, exp(-0.25 * logvar, FAST), logvar, tl.full([], 1.0, logvar.dtype)
+
+
+@triton.jit
+def over_std(x, inverse, STABLE: tl.constexpr):
+    """x / std."""
+    if STABLE:
+        return x * inverse
+    else:
+        return x * inverse * inverse
+
+
+@triton.jit
+def draw_latent(mean, std, inverse, source, temperature, DRAW: tl.constexpr, STABLE: tl.constexpr):
+    """The standardised residual eps = (z - mean) / std, temperature included, and z."""
+    if DRAW == "mode":
+        return tl.zeros_like(mean), mean
+    elif DRAW == "latent":
+        return over_std(source - mean, inverse, STABLE), source
+    else:
+        eps = source
+        if temperature is not None:
+            # Two float32 summands: an argument is float32, and float64 needs more digits.
+            eps = source * (tl.zeros([], mean.dtype) + temperature[0] + temperature[1])
+        return eps, mean + std * eps
 
 
 @triton.jit
@@ -43,28 +76,30 @@ def _series(u, c2, c3, c4, c5, c6, c7, c8, c9):
 
 
 @triton.jit
-def variance_ratio(q_std, q_logvar, p_inverse_std, p_logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
+def variance_ratio(q_std, q_logvar, p_inverse, p_logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
     """vq / vp - 1, and that minus log(vq / vp) without cancellation where the ratio is near 1."""
-    root = q_std * p_inverse_std
-    ratio = root * root
-    difference = q_logvar - p_logvar
     if FAST:
         # The approximate logarithm has an absolute error near 1: there a series takes over.
         if STABLE:
+            root = q_std * p_inverse
             minus_one = (root - 1.0) * (root + 1.0)
-            log_ratio = log(ratio, FAST)
+            log_ratio = log(root * root, FAST)
             is_near = tl.abs(minus_one) < 0.125
             near = _series(minus_one, 1 / 2, -1 / 3, 1 / 4, -1 / 5, 1 / 6, -1 / 7, 1 / 8, -1 / 9)
         else:
-            log_ratio = difference
-            is_near = tl.abs(difference) < 0.5
-            near = _series(difference, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320, 1 / 362880)
-            minus_one = tl.where(is_near, near + difference, ratio - 1.0)
+            log_ratio = q_logvar - p_logvar
+            is_near = tl.abs(log_ratio) < 0.5
+            near = _series(log_ratio, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320, 1 / 362880)
+            minus_one = tl.where(is_near, near + log_ratio, exp(log_ratio, FAST) - 1.0)
         return minus_one, tl.where(is_near, near, minus_one - log_ratio)
     else:
         # The logarithm of the very same rounded ratio, so that both errors cancel; it underflows in the naive map.
-        minus_one = ratio - 1.0
-        log_ratio = log(ratio, FAST)
-        if not STABLE:
-            log_ratio = tl.where(tl.abs(difference) < 30.0, log_ratio, difference)
-        return minus_one, minus_one - log_ratio
+        if STABLE:
+            root = q_std * p_inverse
+            ratio = root * root
+            log_ratio = log(ratio, FAST)
+        else:
+            difference = q_logvar - p_logvar
+            ratio = exp(difference, FAST)
+            log_ratio = tl.where(tl.abs(difference) < 30.0, log(ratio, FAST), difference)
+        return ratio - 1.0, (ratio - 1.0) - log_ratio

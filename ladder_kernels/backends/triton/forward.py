@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.formulas import clamp, gaussian, variance_ratio
+from ladder_kernels.backends.triton.formulas import clamp, draw_latent, gaussian, over_std, variance_ratio
 from ladder_kernels.backends.triton.math import maximum
-from ladder_kernels.backends.triton.tile import draw, inside, load_halves, pointers
+from ladder_kernels.backends.triton.tile import inside, load_halves, load_source, pointers, widened
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def forward_kernel(
     column_blocks,
     row_blocks,
     DRAW: tl.constexpr,
-    ANALYTICAL: tl.constexpr,
+    KL: tl.constexpr,
     STABLE: tl.constexpr,
     LOGVAR_MAX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -41,20 +41,23 @@ def forward_kernel(
 ):
     """One program: a sample, a block of columns, `steps` tiles of rows. Grid: column blocks x row blocks x batch.
 
-    `partials`, all in the compute dtype: column sums (row_blocks, batch, columns), row sums (column_blocks, batch,
-    rows), then kl, restricted kl, log q and max (4, batch, row_blocks * column_blocks). Sums hold 2 KL, and log q
-    without its constants: the reduction finishes them.
+    `partials`, all in the compute dtype: log q and max, with a KL also kl and restricted kl, each (batch, row_blocks *
+    column_blocks); then with a KL its column sums (row_blocks, batch, columns) and row sums (column_blocks, batch,
+    rows). Sums hold 2 KL, and log q without its constants: the reduction finishes them.
     """
-    batch, rows, columns = sizes
+    batch, rows, columns = widened(sizes[0], True), widened(sizes[1], WIDE), widened(sizes[2], WIDE)
     program = tl.program_id(0)
     column_block = program % column_blocks
     row_block = (program // column_blocks) % row_blocks
     sample = (program // (column_blocks * row_blocks)).to(tl.int64)
     channels = columns if CHANNELS_LAST else rows
-    first_column = column_block * BLOCK_COLUMNS
+    first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
     column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
 
-    row_sums = partials + (row_blocks * batch * columns + (column_block * batch + sample) * rows)
+    blocks = row_blocks * column_blocks
+    scalars = partials + sample * blocks + (row_block * column_blocks + column_block)
+    column_sums = partials + 4 * batch * blocks
+    row_sums = column_sums + row_blocks * batch * columns + (column_block * batch + sample) * rows
     kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
     log_q_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS // 4], COMPUTE)
     largest = tl.full([BLOCK_ROWS, BLOCK_COLUMNS], float("-inf"), COMPUTE)
@@ -62,19 +65,16 @@ def forward_kernel(
     seed = tl.load(source) if DRAW == "seed" else 0
 
     for step in range(steps):
-        flat_row = (row_block * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        row = flat_row.to(tl.int64)[:, None] if WIDE else flat_row[:, None]
+        flat_row = widened(row_block * steps + step, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        row = flat_row[:, None]
         mask = (row < rows) & (column < columns) if MASKED else None
         latent_row = (sample * rows + row) * columns
 
         q_tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
         q_mean, q_raw = load_halves(q_tile, channels * q_strides[1], mask, COMPUTE)
         q_logvar = clamp(q_raw, LOGVAR_MAX)
-        q_std, q_inverse_std, q_log_var, _ = gaussian(q_logvar, STABLE, FAST)
-        eps, sampled = draw(
-            q_mean,
-            q_std,
-            q_inverse_std,
+        q_std, q_inverse, q_log_var, _ = gaussian(q_logvar, STABLE, FAST)
+        drawn_from = load_source(
             source,
             seed,
             source_strides,
@@ -84,66 +84,66 @@ def forward_kernel(
             latent_row,
             space,
             mask,
-            temperature,
+            BLOCK_COLUMNS,
             DRAW,
             CHANNELS_LAST,
             ALIGNED,
             COMPUTE,
             FAST,
         )
+        eps, sampled = draw_latent(q_mean, q_std, q_inverse, drawn_from, temperature, DRAW, STABLE)
         if z is not None:
             tl.store(z + (latent_row + column), sampled.to(z.dtype.element_ty), mask=mask)
-
-        kl_mean = q_mean if ANALYTICAL else sampled
-        if p is not None:
-            p_tile = pointers(p, sample, row, column, p_strides, space, CHANNELS_LAST)
-            p_mean, p_raw = load_halves(p_tile, channels * p_strides[1], mask, COMPUTE)
-            p_logvar = clamp(p_raw, LOGVAR_MAX)
-            _, p_inverse_std, p_log_var, _ = gaussian(p_logvar, STABLE, FAST)
-            residual = (kl_mean - p_mean) * p_inverse_std
-        else:
-            p_logvar = tl.zeros_like(q_mean)
-            p_inverse_std = tl.full([1, 1], 1.0, COMPUTE)
-            p_log_var = p_logvar
-            residual = kl_mean
         minus_two_log_q = eps * eps + q_log_var
-        if ANALYTICAL:
-            _, excess = variance_ratio(q_std, q_logvar, p_inverse_std, p_logvar, STABLE, FAST)
-            two_kl = residual * residual + excess
-        else:
-            two_kl = residual * residual + (p_log_var - minus_two_log_q)
+
+        if KL != "none":
+            kl_mean = q_mean if KL == "analytic" else sampled
+            if p is not None:
+                p_tile = pointers(p, sample, row, column, p_strides, space, CHANNELS_LAST)
+                p_mean, p_raw = load_halves(p_tile, channels * p_strides[1], mask, COMPUTE)
+                p_logvar = clamp(p_raw, LOGVAR_MAX)
+                _, p_inverse, p_log_var, _ = gaussian(p_logvar, STABLE, FAST)
+                residual = over_std(kl_mean - p_mean, p_inverse, STABLE)
+            else:
+                p_logvar = tl.zeros_like(q_mean)
+                p_inverse = tl.full([1, 1], 1.0, COMPUTE)
+                p_log_var = p_logvar
+                residual = kl_mean
+            if KL == "analytic":
+                _, excess = variance_ratio(q_std, q_logvar, p_inverse, p_logvar, STABLE, FAST)
+                two_kl = residual * residual + excess
+            else:
+                two_kl = residual * residual + (p_log_var - minus_two_log_q)
+            if MASKED:
+                two_kl = tl.where(mask, two_kl, 0.0)
+            if kl_elementwise is not None:
+                tl.store(kl_elementwise + (latent_row + column), 0.5 * two_kl, mask=mask)
+            kl_sum += two_kl
+            over_columns = tl.sum(two_kl, 1)
+            tl.store(row_sums + flat_row, over_columns, mask=flat_row < rows)
+            if window is not None and CHANNELS_LAST:
+                restricted += tl.where(inside(flat_row, window), over_columns, 0.0)
+
         if MASKED:
-            two_kl = tl.where(mask, two_kl, 0.0)
             minus_two_log_q = tl.where(mask, minus_two_log_q, 0.0)
             q_logvar = tl.where(mask, q_logvar, float("-inf"))
-        if kl_elementwise is not None:
-            tl.store(kl_elementwise + (latent_row + column), 0.5 * two_kl, mask=mask)
-
-        kl_sum += two_kl
         # Four columns of a thread at once: a quarter of the registers, and it needs no column of its own.
         log_q_sum += tl.sum(tl.reshape(minus_two_log_q, [BLOCK_ROWS, BLOCK_COLUMNS // 4, 4]), 2)
         largest = maximum(largest, q_logvar)
-        over_columns = tl.sum(two_kl, 1)
-        tl.store(row_sums + flat_row, over_columns, mask=flat_row < rows)
-        if window is not None and CHANNELS_LAST:
-            restricted += tl.where(inside(flat_row, window), over_columns, 0.0)
 
-    over_rows = tl.sum(kl_sum, 0)
-    flat_column = first_column + tl.arange(0, BLOCK_COLUMNS)
-    column_sums = partials + (row_block * batch + sample) * columns
-    tl.store(column_sums + flat_column, over_rows, mask=flat_column < columns)
-    if window is not None and not CHANNELS_LAST:
-        over_window = tl.sum(tl.where(inside(flat_column, window), over_rows, 0.0))
-    else:
-        over_window = tl.sum(restricted)
-
-    blocks = row_blocks * column_blocks
-    scalars = partials + batch * (row_blocks * columns + column_blocks * rows)
-    scalars += sample * blocks + (row_block * column_blocks + column_block)
-    tl.store(scalars, tl.sum(over_rows))
-    tl.store(scalars + batch * blocks, over_window)
-    tl.store(scalars + 2 * batch * blocks, tl.sum(log_q_sum))
-    tl.store(scalars + 3 * batch * blocks, nan_max(largest))
+    tl.store(scalars, tl.sum(log_q_sum))
+    tl.store(scalars + batch * blocks, nan_max(largest))
+    if KL != "none":
+        over_rows = tl.sum(kl_sum, 0)
+        flat_column = first_column + tl.arange(0, BLOCK_COLUMNS)
+        column_sums += (row_block * batch + sample) * columns
+        tl.store(column_sums + flat_column, over_rows, mask=flat_column < columns)
+        if window is not None and not CHANNELS_LAST:
+            over_window = tl.sum(tl.where(inside(flat_column, window), over_rows, 0.0))
+        else:
+            over_window = tl.sum(restricted)
+        tl.store(scalars + 2 * batch * blocks, tl.sum(over_rows))
+        tl.store(scalars + 3 * batch * blocks, over_window)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.math import cos_sin_of_turns, log, sqrt
+from ladder_kernels.backends.triton.math import cos_sin_of_turns, log, maximum, sqrt
 
 
 @triton.jit
@@ -33,7 +33,8 @@ def philox4x32(group, seed):
 def _radius_and_turns(word1, word2, COMPUTE: tl.constexpr, FAST: tl.constexpr):
     u1 = word1.to(COMPUTE) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # (word + 1/2) / 2^32
     u2 = word2.to(COMPUTE) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-    return sqrt(-2.0 * log(u1, FAST), FAST), u2
+    # Not below 0: next to u1 = 1 the approximate logarithm may be positive.
+    return sqrt(maximum(-2.0 * log(u1, FAST), 0.0), FAST), u2
 
 
 @triton.jit

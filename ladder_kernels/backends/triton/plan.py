@@ -61,7 +61,10 @@ def make_plan(
     source_strides: Strides | None,
     channels_last: bool,
 ) -> Plan:
-    """The plan for latents of `shape` (batch, channels, *space) with these strides, p's batch stride 0 if shared."""
+    """The plan for latents of `shape` (batch, channels, *space) with these strides, p's batch stride 0 if shared.
+
+    `channels_last` is the order of z, whatever the strides of the rest.
+    """
     batch, channels, *space = shape
     positions = 1
     for size in space:
@@ -85,8 +88,8 @@ def make_plan(
         source_strides=next(strides) if source_strides is not None else None,
         aligned=columns % 4 == 0,
         wide=max(largest_offset, 2 * rows * columns) >= 2**31,
-        latent_strides=_dense_strides(channels, space, columns_are_channels),
-        packed_strides=_dense_strides(2 * channels, space, columns_are_channels),
+        latent_strides=_dense_strides(channels, space, channels_last),
+        packed_strides=_dense_strides(2 * channels, space, channels_last),
         forward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_FORWARD),
         backward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_BACKWARD),
         backward_shared=_shared_tiles(batch, rows, columns, tile_columns),

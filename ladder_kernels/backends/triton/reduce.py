@@ -6,6 +6,7 @@ import triton.language as tl
 from ladder_kernels.backends.triton.formulas import log_variance
 from ladder_kernels.backends.triton.forward import nan_max
 from ladder_kernels.backends.triton.math import maximum
+from ladder_kernels.backends.triton.tile import widened
 
 HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 
@@ -26,36 +27,35 @@ def reduce_kernel(
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Grid: blocks of column sums, blocks of row sums, samples, and one program for the maximum."""
-    batch, rows, columns = sizes
+    """Grid: samples, one program for the maximum, and with a KL blocks of column sums and blocks of row sums."""
+    batch, rows, columns = widened(sizes[0], True), widened(sizes[1], True), widened(sizes[2], True)
     program = tl.program_id(0).to(tl.int64)
-    column_programs = tl.cdiv(batch * columns, BLOCK)
-    row_programs = tl.cdiv(batch * rows, BLOCK)
-    row_partials = partials + row_blocks * batch * columns
-    scalars = row_partials + column_blocks * batch * rows
     blocks = row_blocks * column_blocks
-
-    if program < column_programs:
-        _add_up(partials, column_sums, program, batch * columns, row_blocks, BLOCK, COMPUTE)
-    elif program < column_programs + row_programs:
-        _add_up(row_partials, row_sums, program - column_programs, batch * rows, column_blocks, BLOCK, COMPUTE)
-    elif program < column_programs + row_programs + batch:
-        sample = program - column_programs - row_programs
-        kl = _total(scalars + sample * blocks, blocks, BLOCK, COMPUTE)
-        tl.store(samplewise + sample, 0.5 * kl)
+    if program < batch:
+        first = partials + program * blocks
+        minus_two_log_q = _total(first, blocks, BLOCK, COMPUTE)
+        tl.store(logprob_q + program, -0.5 * minus_two_log_q - (rows * columns).to(COMPUTE) * HALF_LOG_TWO_PI)
+        if samplewise is not None:
+            tl.store(samplewise + program, 0.5 * _total(first + 2 * batch * blocks, blocks, BLOCK, COMPUTE))
         if restricted is not None:
-            inside = _total(scalars + (batch + sample) * blocks, blocks, BLOCK, COMPUTE)
-            tl.store(restricted + sample, 0.5 * inside)
-        minus_two_log_q = _total(scalars + (2 * batch + sample) * blocks, blocks, BLOCK, COMPUTE)
-        count = (program * 0 + rows * columns).to(COMPUTE)
-        tl.store(logprob_q + sample, -0.5 * minus_two_log_q - count * HALF_LOG_TWO_PI)
-    else:
+            tl.store(restricted + program, 0.5 * _total(first + 3 * batch * blocks, blocks, BLOCK, COMPUTE))
+    elif program == batch:
         largest = tl.full([BLOCK], float("-inf"), COMPUTE)
         for start in range(0, batch * blocks, BLOCK):
             index = start + tl.arange(0, BLOCK)
-            values = tl.load(scalars + 3 * batch * blocks + index, mask=index < batch * blocks, other=float("-inf"))
+            values = tl.load(partials + batch * blocks + index, mask=index < batch * blocks, other=float("-inf"))
             largest = maximum(largest, values)
         tl.store(qvar_max, log_variance(nan_max(largest), STABLE, False))
+    elif samplewise is not None:
+        column_partials = partials + 4 * batch * blocks
+        column_programs = tl.cdiv(batch * columns, BLOCK)
+        program -= batch + 1
+        if program < column_programs:
+            _add_up(column_partials, column_sums, program, batch * columns, row_blocks, BLOCK, COMPUTE)
+        else:
+            row_partials = column_partials + row_blocks * batch * columns
+            program -= column_programs
+            _add_up(row_partials, row_sums, program, batch * rows, column_blocks, BLOCK, COMPUTE)
 
 
 @triton.jit

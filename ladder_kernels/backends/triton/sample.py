@@ -1,10 +1,10 @@
-"""The sampling kernel of prediction: two reads, one write."""
+"""The sampling kernel: two reads, one write."""
 
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.formulas import clamp, gaussian
-from ladder_kernels.backends.triton.tile import draw, load_halves, pointers
+from ladder_kernels.backends.triton.formulas import clamp, draw_latent, gaussian
+from ladder_kernels.backends.triton.tile import load_halves, load_source, pointers, widened
 
 
 @triton.jit
@@ -33,28 +33,24 @@ def sample_kernel(
     FAST: tl.constexpr,
 ):
     """One program: a sample, a block of columns, `steps` tiles of rows. Grid: column blocks x row blocks x batch."""
-    rows, columns = sizes[1], sizes[2]
+    rows, columns = widened(sizes[1], WIDE), widened(sizes[2], WIDE)
     program = tl.program_id(0)
     column_block = program % column_blocks
     row_block = (program // column_blocks) % row_blocks
     sample = (program // (column_blocks * row_blocks)).to(tl.int64)
     channels = columns if CHANNELS_LAST else rows
-    first_column = column_block * BLOCK_COLUMNS
+    first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
     column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
     seed = tl.load(source) if DRAW == "seed" else 0
 
     for step in range(steps):
-        flat_row = (row_block * steps + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        row = flat_row.to(tl.int64)[:, None] if WIDE else flat_row[:, None]
+        row = (widened(row_block * steps + step, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
         mask = (row < rows) & (column < columns) if MASKED else None
         latent_row = (sample * rows + row) * columns
         tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
         mean, raw = load_halves(tile, channels * q_strides[1], mask, COMPUTE)
-        std, inverse_std, _, _ = gaussian(clamp(raw, LOGVAR_MAX), STABLE, FAST)
-        _, sampled = draw(
-            mean,
-            std,
-            inverse_std,
+        std, inverse, _, _ = gaussian(clamp(raw, LOGVAR_MAX), STABLE, FAST)
+        drawn_from = load_source(
             source,
             seed,
             source_strides,
@@ -64,11 +60,12 @@ def sample_kernel(
             latent_row,
             space,
             mask,
-            temperature,
+            BLOCK_COLUMNS,
             DRAW,
             CHANNELS_LAST,
             ALIGNED,
             COMPUTE,
             FAST,
         )
+        _, sampled = draw_latent(mean, std, inverse, drawn_from, temperature, DRAW, STABLE)
         tl.store(z + (latent_row + column), sampled.to(z.dtype.element_ty), mask=mask)

@@ -1,4 +1,4 @@
-"""A tile: where its elements lie, and how z is drawn on it.
+"""A tile: where its elements lie, and what is read there.
 
 Rows are the slow and columns the fast of channels and space, whichever is contiguous in q. NCHW: rows are channels,
 columns are space. channels_last: the other way round. Space is collapsed to as few dims as the strides allow.
@@ -12,7 +12,7 @@ from ladder_kernels.backends.triton.noise import normal_tile
 
 @triton.jit
 def pointers(base, sample, row, column, strides, space, CHANNELS_LAST: tl.constexpr):
-    """Pointers to a strided tensor: sample (int64), row (ROWS, 1), column (1, COLUMNS).
+    """Pointers to a strided tensor: sample (int64), row (ROWS, 1), column (1, COLUMNS), both `widened`.
 
     `strides` are those of (batch, channel, *space); `space` the sizes of all but the first collapsed spatial dim.
     """
@@ -59,43 +59,40 @@ def store_halves(base, row, column, rows, columns, mean, logvar, mask, CHANNELS_
 
 
 @triton.jit
-def draw(
-    mean,
-    std,
-    inverse_std,
+def load_source(
     source,
     seed,
-    source_strides,
+    strides,
     sample,
     row,
     first_column,
     latent_row,
     space,
     mask,
-    temperature,
+    COLUMNS: tl.constexpr,
     DRAW: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """The standardised residual eps = (z - mean) / std, temperature included, and z."""
-    COLUMNS: tl.constexpr = mean.shape[1]
+    """What z is drawn from: noise, given or of the seed, or the given latent; zero for the mode."""
     if DRAW == "mode":
-        return tl.zeros_like(mean), mean
+        return tl.zeros([1, 1], COMPUTE)
     elif DRAW == "seed":
-        eps = normal_tile(seed, latent_row, first_column, COLUMNS, ALIGNED, COMPUTE, FAST)
+        return normal_tile(seed, latent_row, first_column, COLUMNS, ALIGNED, COMPUTE, FAST)
     else:
         column = first_column + tl.arange(0, COLUMNS)[None, :]
-        tile = pointers(source, sample, row, column, source_strides, space, CHANNELS_LAST)
-        given = load_tile(tile, mask, COMPUTE)
-        if DRAW == "latent":
-            return (given - mean) * inverse_std, given
-        eps = given
-    if temperature is not None:
-        # Two float32 summands: an argument is float32, and float64 needs more digits.
-        eps = eps * temperature[0] + eps * temperature[1]
-    return eps, mean + std * eps
+        return load_tile(pointers(source, sample, row, column, strides, space, CHANNELS_LAST), mask, COMPUTE)
+
+
+@triton.jit
+def widened(index, WIDE: tl.constexpr):
+    """An index that offsets are computed from: where they need 64 bits, it has them before any product."""
+    if WIDE:
+        return index + tl.zeros([], tl.int64)
+    else:
+        return index
 
 
 @triton.jit
