@@ -25,6 +25,15 @@ inline void check_parameters(const at::Tensor& q, const OptionalTensor& p, at::D
   check_tensor(*p, "p", shape, q);
 }
 
+// The op's argument `kl`, which without a KL wants no p.
+inline KL check_kl(std::string_view kl, const OptionalTensor& p) {
+  if (kl == "monte_carlo") return KL::monte_carlo;
+  if (kl == "analytic") return KL::analytic;
+  TORCH_CHECK_VALUE(kl == "none", "kl must be monte_carlo, analytic or none, got ", kl);
+  TORCH_CHECK_VALUE(!p, "kl 'none' needs no p, got one of shape ", p->sizes());
+  return KL::none;
+}
+
 // What a source is, by the op's argument `draw`: "noise" and "seed" are both `Draw::noise`.
 inline Draw check_source(const at::Tensor& q, const OptionalTensor& source, std::string_view draw) {
   if (draw == "mode") return Draw::mode;
@@ -46,39 +55,6 @@ inline void check_window(at::IntArrayRef w, std::int64_t height, std::int64_t wi
   TORCH_CHECK_VALUE(w.size() == 4 && 0 <= w[0] && w[0] <= w[1] && w[1] <= height && 0 <= w[2] && w[2] <= w[3] &&
                         w[3] <= width,
                     "window must be rows and columns [start, stop) of the latent, got ", w);
-}
-
-// Gradients of the outputs, in the order of ladder_kernels.backends.step.StepGrads; qvar_max has none.
-struct OutputGradients {
-  OptionalTensor z, samplewise, restricted, channelwise, spatial, log_q, elementwise;
-
-  bool have_kl() const { return samplewise || restricted || channelwise || spatial || elementwise; }
-};
-
-// In the right shapes, z's as q and the others in dtype `sums`.
-inline OutputGradients check_gradients(const OutputGradients& grads, const at::Tensor& q, at::ScalarType sums) {
-  const std::int64_t batch = q.size(0), channels = q.size(1) / 2;
-  const auto checked = [&](const OptionalTensor& grad, const char* name, at::IntArrayRef shape,
-                           at::ScalarType dtype) -> OptionalTensor {
-    if (!grad) return std::nullopt;
-    check_tensor(*grad, name, shape, q);
-    return grad->to(dtype);
-  };
-  return {checked(grads.z, "the gradient of z", latent_shape(q), q.scalar_type()),
-          checked(grads.samplewise, "the gradient of kl_samplewise", {batch}, sums),
-          checked(grads.restricted, "the gradient of kl_restricted", {batch}, sums),
-          checked(grads.channelwise, "the gradient of kl_channelwise", {batch, channels}, sums),
-          checked(grads.spatial, "the gradient of kl_spatial", spatial_shape(q), sums),
-          checked(grads.log_q, "the gradient of logprob_q", {batch}, sums),
-          checked(grads.elementwise, "the gradient of kl_elementwise", latent_shape(q), sums)};
-}
-
-// The part of a step that gradients flow through, as `step_gradients` wants it.
-inline KL kl_used(KL kl, const OutputGradients& grads) { return grads.have_kl() ? kl : KL::none; }
-
-inline Draw draw_used(Draw draw, KL used, const OutputGradients& grads) {
-  const bool eps_used = draw == Draw::latent ? grads.log_q.has_value() : grads.z.has_value();
-  return eps_used || used == KL::monte_carlo ? draw : Draw::mode;
 }
 
 }  // namespace ladder_kernels

@@ -1,8 +1,8 @@
 // The formulas of the step for one latent element, each once, for every compiled backend.
 //
 // The semantics, the grouping of terms and the NaN behaviour are those of ladder_kernels/backends/torch. Everything is
-// written in terms of standard deviations and of their ratios, so that no variance under- or overflows where its root
-// does not, and with comparisons that a NaN fails, so that it stays one.
+// written in terms of standard deviations or of their roots, so that nothing under- or overflows where the result does
+// not, and with comparisons that a NaN fails, so that it stays one.
 #pragma once
 
 #include "math.h"
@@ -28,9 +28,10 @@ template <class T>
 struct Gaussian {
   T mean;
   T logvar;  // raw, after the clamp
-  T std, inverse_std;
-  T log_var;  // log of the variance
-  T slope;    // d log_var / d logvar
+  T std;
+  T scale, inverse_scale;  // stable: of the std; exp: of its root, as 1 / std leaves the range where a quotient does not
+  T log_var;               // log of the variance
+  T slope;                 // d log_var / d logvar
   bool clamped;
 };
 
@@ -39,14 +40,15 @@ LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
   return math::minimum(raw_logvar, map.logvar_max);
 }
 
-// The exponential in the variance. Apart from `gaussian`, so that a kernel may compute many before it goes on.
+// Stable: the exponential in the variance; exp: the root of the std. Apart from `gaussian`, so that a kernel may compute
+// many before it goes on.
 template <bool stable, class T>
 LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
   const T logvar = clamp(raw_logvar, map);
   if constexpr (stable) {
     return math::exp(math::minimum(logvar, T(0)));
   } else {
-    return math::exp_with_denormals(T(0.5) * logvar);
+    return math::exp(T(0.25) * logvar);
   }
 }
 
@@ -57,11 +59,19 @@ LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<
   const bool clamped = raw_logvar > map.logvar_max;
   if constexpr (stable) {
     const T variance = exponential + math::maximum(logvar, T(0)) + map.floor;
-    const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
-    return {mean, logvar, math::sqrt(variance), inverse_std, math::positive_log(variance), slope, clamped};
+    const T std = math::sqrt(variance), inverse_std = math::reciprocal_sqrt(variance);
+    const T slope = exponential * inverse_std * inverse_std;
+    return {mean, logvar, std, std, inverse_std, math::positive_log(variance), slope, clamped};
   } else {
-    return {mean, logvar, exponential, math::exp_of_minus(T(0.5) * logvar, exponential), logvar, T(1), clamped};
+    const T root = exponential, inverse_root = math::exp_of_minus(T(0.25) * logvar, root);
+    return {mean, logvar, root * root, root, inverse_root, logvar, T(1), clamped};
   }
+}
+
+template <bool stable, class T>
+LADDER_FN T over_std(T x, const Gaussian<T>& gaussian) {
+  const T once = x * gaussian.inverse_scale;
+  return stable ? once : once * gaussian.inverse_scale;
 }
 
 // z, and its standardised residual eps = (z - mean) / std with the temperature included.
@@ -70,10 +80,10 @@ struct Latent {
   T eps, z;
 };
 
-template <Draw draw, class T>
+template <Draw draw, bool stable, class T>
 LADDER_FN Latent<T> draw_latent(const Gaussian<T>& q, T source, T temperature) {
   if constexpr (draw == Draw::latent) {
-    return {(source - q.mean) * q.inverse_std, source};
+    return {over_std<stable>(source - q.mean, q), source};
   } else if constexpr (draw == Draw::noise) {
     const T eps = source * temperature;
     return {eps, q.mean + q.std * eps};
@@ -96,21 +106,21 @@ struct VarianceRatio {
 
 template <bool stable, class T>
 LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<T>& q, const Gaussian<T>& p) {
-  const T std_ratio = q.std * p.inverse_std, ratio = std_ratio * std_ratio;
+  const T scale_ratio = q.scale * p.inverse_scale, square = scale_ratio * scale_ratio;
   if constexpr (stable) {
-    return {ratio - T(1), math::excess_over_log(ratio)};
+    return {square - T(1), math::excess_over_log(square)};
   } else {
     // The ratio can underflow where its logarithm does not. Near one it loses what expm1 of the logarithm keeps; far
     // from there expm1 multiplies the logarithm's error.
     const T log = q.logvar - p.logvar;
-    const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : ratio - T(1);
+    const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : square * square - T(1);
     return {minus_one, minus_one - log};
   }
 }
 
 template <KL kl, bool stable, class T>
 LADDER_FN T divergence(const Gaussian<T>& q, const Gaussian<T>& p, Latent<T> latent) {
-  const T residual = ((kl == KL::analytic ? q.mean : latent.z) - p.mean) * p.inverse_std;
+  const T residual = over_std<stable>((kl == KL::analytic ? q.mean : latent.z) - p.mean, p);
   if constexpr (kl == KL::analytic) {
     return T(0.5) * (variance_ratio<stable>(q, p).excess + residual * residual);
   } else {
@@ -130,52 +140,53 @@ struct StepGradients {
   T q_mean, q_logvar, p_mean, p_logvar, latent;
 };
 
-// From twice the gradient of the log of the variance on to that of the raw log-variance; 0 beyond the clamp.
+// From the gradient of the log of the variance on to that of the raw log-variance; 0 beyond the clamp.
 template <class T>
-LADDER_FN T to_raw_logvar(T two_grad_log_var, const Gaussian<T>& gaussian) {
-  return gaussian.clamped ? T(0) : T(0.5) * two_grad_log_var * gaussian.slope;
+LADDER_FN T to_raw_logvar(T grad_log_var, const Gaussian<T>& gaussian) {
+  return gaussian.clamped ? T(0) : grad_log_var * gaussian.slope;
 }
 
 // Where neither z nor, for a given latent, log q(z) has an incoming gradient, `draw` is to be the mode: nothing flows
-// through eps then, and an infinite eps or std must not make NaN of a gradient of 0.
+// through eps then, and an infinite eps or std must not make NaN of a gradient of 0. Incoming gradients are halved first:
+// their products with squares then overflow only where the result does.
 template <Draw draw, KL kl, bool stable, class T>
 LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T>& p, T source, T temperature,
                                           IncomingGradients<T> incoming) {
-  const Latent<T> latent = draw_latent<draw>(q, source, temperature);
+  const Latent<T> latent = draw_latent<draw, stable>(q, source, temperature);
   // -0: a compiler drops an addition to it, but not one to 0.
   StepGradients<T> grads{T(-0.0)};
-  T to_z = incoming.z, to_log_q = incoming.log_q, two_to_q_log_var = T(-0.0);
+  T to_z = incoming.z, to_log_q = incoming.log_q, to_q_log_var = T(-0.0);
 
   if constexpr (kl != KL::none) {
-    const T residual = (p.mean - (kl == KL::analytic ? q.mean : latent.z)) * p.inverse_std;
-    const T to_residual = incoming.kl * residual;
-    grads.p_mean = to_residual * p.inverse_std;
+    const T residual = over_std<stable>(p.mean - (kl == KL::analytic ? q.mean : latent.z), p);
+    const T half_kl = T(0.5) * incoming.kl, through_residual = half_kl * residual * residual;
+    grads.p_mean = over_std<stable>(incoming.kl * residual, p);
     if constexpr (kl == KL::analytic) {
-      const T ratio_minus_one = variance_ratio<stable>(q, p).minus_one;
       grads.q_mean -= grads.p_mean;
-      two_to_q_log_var = incoming.kl * ratio_minus_one;
-      grads.p_logvar = to_raw_logvar(-two_to_q_log_var - to_residual * residual, p);
+      to_q_log_var = half_kl * variance_ratio<stable>(q, p).minus_one;
+      grads.p_logvar = to_raw_logvar(-to_q_log_var - through_residual, p);
     } else {
       to_z -= grads.p_mean;
       to_log_q += incoming.kl;
-      grads.p_logvar = to_raw_logvar(incoming.kl - to_residual * residual, p);
+      grads.p_logvar = to_raw_logvar(half_kl - through_residual, p);
     }
   }
 
+  const T half_log_q = T(0.5) * to_log_q;
   if constexpr (draw == Draw::latent) {
     // z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
-    const T score = to_log_q * latent.eps * q.inverse_std;
+    const T score = over_std<stable>(to_log_q * latent.eps, q);
     grads.q_mean += score;
     to_z -= score;
-    two_to_q_log_var += to_log_q * (latent.eps * latent.eps - T(1));
+    to_q_log_var += half_log_q * latent.eps * latent.eps - half_log_q;
     grads.latent = to_z;
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) two_to_q_log_var += to_z * latent.eps * q.std;
-    two_to_q_log_var -= to_log_q;
+    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * (latent.eps * q.std);
+    to_q_log_var -= half_log_q;
   }
-  grads.q_logvar = to_raw_logvar(two_to_q_log_var, q);
+  grads.q_logvar = to_raw_logvar(to_q_log_var, q);
   return grads;
 }
 

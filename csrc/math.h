@@ -45,7 +45,6 @@ struct SinCos {
 };
 
 LADDER_FN double exp(double x) { return ::exp(x); }
-LADDER_FN double exp_with_denormals(double x) { return exp(x); }
 LADDER_FN double exp_of_minus(double, double exp_x) { return 1 / exp_x; }
 LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
@@ -76,7 +75,6 @@ LADDER_FN float expm1_near_zero(float x) {
     return y;                                             \
   }
 LADDER_APPROXIMATE(approximate_exp2, "ex2.approx.ftz.f32")
-LADDER_APPROXIMATE(approximate_exp2_with_denormals, "ex2.approx.f32")
 LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_reciprocal_sqrt, "rsqrt.approx.ftz.f32")
@@ -85,9 +83,8 @@ LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
 
 LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
-LADDER_FN float exp_with_denormals(float x) { return approximate_exp2_with_denormals(x * 1.44269504f); }
 // e^-x, for whoever has e^x as well: an exponential of its own, which need not wait for e^x.
-LADDER_FN float exp_of_minus(float x, float) { return exp_with_denormals(-x); }
+LADDER_FN float exp_of_minus(float x, float) { return exp(-x); }
 LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
 LADDER_FN float positive_log(float x) { return log(x); }
 LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.38629436f; }
@@ -176,7 +173,6 @@ LADDER_FN float exp(float x) {
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
 
-LADDER_FN float exp_with_denormals(float x) { return exp(x); }
 LADDER_FN float exp_of_minus(float, float exp_x) { return 1.0f / exp_x; }
 
 // ln x for x >= 2^-126; inf for inf and NaN for NaN. 0.87 ulp.

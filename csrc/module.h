@@ -13,12 +13,13 @@
 namespace ladder_kernels {
 
 // In the order of ladder_kernels/backends/step.py, so that its tuples are passed as they are.
-#define LADDER_STEP_SCHEMA                                                                                           \
-  "str draw, bool analytical, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise"
+#define LADDER_STEP_SCHEMA                                                                            \
+  "str draw, str kl, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise, " \
+  "bool channels_last"
 
 constexpr const char* forward_schema =
     "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
-    ") -> (Tensor? z, Tensor kl_samplewise, Tensor? kl_restricted, Tensor kl_channelwise, Tensor kl_spatial, "
+    ") -> (Tensor? z, Tensor? kl_samplewise, Tensor? kl_restricted, Tensor? kl_channelwise, Tensor? kl_spatial, "
     "Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
 
 constexpr const char* backward_schema =

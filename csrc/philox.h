@@ -47,7 +47,8 @@ struct NormalPair {
 
 template <class T>
 LADDER_FN NormalPair<T> box_muller(std::uint32_t word1, std::uint32_t word2) {
-  const T radius = math::sqrt(math::minus_two_log(uniform<T>(word1)));
+  // An approximate logarithm may be positive next to 1.
+  const T radius = math::sqrt(math::maximum(math::minus_two_log(uniform<T>(word1)), T(0)));
   const math::SinCos<T> turn = math::sincos_turns(uniform<T>(word2));
   return {radius * turn.cos, radius * turn.sin};
 }

@@ -17,9 +17,6 @@ inline std::int64_t positions_of(const at::Tensor& packed) {
   return positions;
 }
 
-// ladder_kernels.geometry.is_channels_last
-inline bool is_channels_last(const at::Tensor& packed) { return packed.stride(1) == 1 && positions_of(packed) > 1; }
-
 inline Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kHalf: return Dtype::float16;
@@ -43,14 +40,13 @@ inline std::vector<std::int64_t> spatial_shape(const at::Tensor& q) {
   return shape;
 }
 
-// Uninitialised (batch, channels, *S), dense: channels-last if `packed` has its channels innermost, else contiguous.
+// Uninitialised (batch, channels, *S) with the space of `packed`, dense: channels-last or contiguous.
 inline at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std::int64_t channels,
-                              at::ScalarType dtype) {
+                              at::ScalarType dtype, bool channels_last) {
   auto sizes = packed.sizes().vec();
   sizes[0] = batch;
   sizes[1] = channels;
   std::vector<std::int64_t> strides(sizes.size());
-  const bool channels_last = is_channels_last(packed);
   std::int64_t stride = channels_last ? channels : 1;
   for (std::size_t dim = sizes.size() - 1; dim >= 2; --dim) {
     strides[dim] = stride;

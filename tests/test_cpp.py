@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from ladder_kernels import normal_sample_kl, use_backend
+from ladder_kernels.backends import cpp
+from ladder_kernels.backends.step import Step, StepGrads
 from tests import oracle
 from tests.test_functional import packed, random_incoming
 
@@ -34,7 +36,7 @@ def test_the_number_of_threads_does_not_change_a_bit(layout, p_batch):
         assert all(torch.equal(value, expected) for value, expected in zip(values, results[0], strict=True))
 
 
-Q, STEP = torch.zeros(2, 4, 3), ("mode", False, True, None, 1.0, None, False)
+Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", True, None, 1.0, None, False, False)
 WRONG = {
     "q": (torch.zeros(2, 3, 3), None, None, STEP, {}, r"q must be .*got \[2, 3, 3\]"),
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
@@ -42,17 +44,157 @@ WRONG = {
     "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
     "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
     "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
-    "window": (Q, None, None, (*STEP[:5], (0, 1, 0, 4), False), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "window": (Q, None, None, (*STEP[:5], (0, 1, 0, 4), *STEP[6:]), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "kl": (Q, None, None, ("mode", "exact", *STEP[2:]), {}, "kl must be monte_carlo, analytic or none, got exact"),
+    "p without a KL": (Q, Q, None, ("mode", "none", *STEP[2:]), {}, r"'none' needs no p, got one of shape \[2, 4, 3\]"),
     "gradient": (Q, None, None, STEP, {"grad_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
+    "gradient of no KL": (Q, None, None, ("mode", "none", *STEP[2:]), {"grad_samplewise": Q}, "'none' has no KL"),
+    "gradient of no window": (Q, None, None, STEP, {"grad_restricted": Q}, "without a window"),
+    "gradient of a given z": (Q, None, Q[:, :2], ("latent", *STEP[1:]), {"grad_z": Q[:, :2]}, "has no output z"),
 }
 
 
 @pytest.mark.parametrize(("q", "p", "source", "step", "grads", "message"), WRONG.values(), ids=WRONG)
 def test_the_ops_refuse_what_does_not_fit(q, p, source, step, grads, message):
-    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[10:18]]
+    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[11:19]]
     incoming = [grads.get(name) for name in names]
     with pytest.raises(ValueError, match=message):
         torch.ops.ladder_kernels_cpu.backward(q, p, source, *step, *incoming, True, False, False)
+
+
+def run(step, q, p, source, grads, needs=(True, True, True)):
+    """Outputs and gradients by name, those that are there."""
+    outputs = cpp.forward(q, p, source, step)
+    found = cpp.backward(q, p, source, step, grads, needs)
+    named = {**outputs._asdict(), **dict(zip(("grad_q", "grad_p", "grad_latent"), found, strict=True))}
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def ones(**shapes):
+    return StepGrads(**{name: torch.ones(shape) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("draw", ["seed", "latent"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("p_batch", [3, 1], ids=["learned", "batch 1"])
+def test_the_element_order_is_the_one_given_whatever_the_strides_of_q(draw, channels_last, p_batch):
+    """A saved q may come back from a pack hook with other strides than the forward pass saw."""
+    shape = (3, 6, 5, 9)
+    given, other = torch.contiguous_format, torch.channels_last
+    if channels_last:
+        given, other = other, given
+    q, p, latent = packed(shape), packed(shape, batch=p_batch), torch.randn(shape)
+    source = torch.tensor(7) if draw == "seed" else latent
+    step = Step(draw, window=(1, 4, 2, 7), elementwise=True, channels_last=channels_last)
+    incoming = random_incoming(shape, oracle.OUTPUTS[draw == "latent" :])
+    grads = StepGrads(**{name.replace("samplewise_restricted", "restricted"): grad for name, grad in incoming.items()})
+    results = []
+    for layout in (given, other):
+        laid_out = [x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in (q, p, source)]
+        results.append(run(step, *laid_out, grads, (True, True, draw == "latent")))
+    expected, found = results
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name
+        assert value.dim() < 4 or value.is_contiguous(memory_format=given), name
+
+
+def test_outputs_of_a_single_position_have_the_strides_of_the_order_given():
+    q = packed((2, 3, 1, 1))
+    z = cpp.forward(q, None, None, Step("mode", kl="none", channels_last=True)).z
+    assert z.stride() == torch.empty(6).view(2, 1, 1, 3).movedim(-1, 1).stride()
+
+
+@pytest.mark.parametrize("draw", ["seed", "noise", "latent", "mode"])
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+def test_without_a_kl_the_rest_is_that_of_a_step_with_one(draw, stable):
+    shape = (3, 5, 17, 33)
+    q, noise = packed(shape), torch.randn(shape)
+    source = {"seed": torch.tensor(7), "noise": noise, "latent": noise, "mode": None}[draw]
+    step = Step(draw, stable=stable, logvar_max=1.0, temperature=0.7)
+    incoming = random_incoming(shape, ("z", "logprob_q")[draw == "latent" :])
+    needs = (True, False, draw == "latent")
+    expected = run(step, q, None, source, StepGrads(**incoming), needs)
+    found = run(step._replace(kl="none"), q, None, source, StepGrads(**incoming), needs)
+    assert found.keys() == {name for name in expected if not name.startswith("kl")}
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)], ids=str)
+def test_without_a_kl_empty_tensors_have_empty_sums(shape):
+    out = cpp.forward(
+        packed(shape, batch=shape[0]) if shape[0] else torch.empty(0, 6, 4), None, None, Step("mode", "none")
+    )
+    assert out.logprob_q.tolist() == [0.0] * shape[0]
+    assert out.qvar_max == -torch.inf
+
+
+def at_one_element(mean, raw):
+    return torch.tensor([mean, raw]).view(1, 2, 1)
+
+
+# Raw parameters of one element of q and p, z or noise, the map, the KL, and the incoming gradients. In each, some
+# product leaves the range of floats unless it is taken in the right order.
+KL, LOG_Q = "kl_samplewise", "logprob_q"
+EXTREMES = {
+    "1 / std beyond the range": ((0.5, -190.0), (0.5, -185.0), "mode", None, False, "monte_carlo", {KL: 1.0}),
+    "1 / std beyond the range, analytic": ((0.5, -190.0), (0.5, -185.0), "mode", None, False, "analytic", {KL: 1.0}),
+    "variances beyond the range": ((0.0, 150.0), (0.0, 160.0), "noise", 0.3, False, "analytic", {KL: 1.0, "z": 1.0}),
+    "a square, halved last": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, False, "monte_carlo", {KL: 1.9}),
+    "a square, halved last, analytic": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, False, "analytic", {KL: 1.9}),
+    "a square of eps": ((0.0, -100.0), (0.0, 0.0), "latent", 0.1, False, "monte_carlo", {LOG_Q: 1e-6}),
+    "an eps that nothing flows through": ((1.0, -110.0), (0.7, 1.35), "latent", 0.0, False, "analytic", {KL: 1.0}),
+    "a std that nothing flows through": ((0.0, 180.0), (0.0, 180.0), "noise", 0.0, False, "analytic", {KL: 1.0}),
+}
+
+
+@pytest.mark.parametrize(("q", "p", "draw", "value", "stable", "kl", "incoming"), EXTREMES.values(), ids=EXTREMES)
+def test_gradients_are_finite_where_the_truth_is(q, p, draw, value, stable, kl, incoming):
+    q, p = at_one_element(*q), at_one_element(*p)
+    source = None if value is None else torch.full((1, 1, 1), value)
+    step = Step(draw, kl, stable)
+    shapes = {"z": (1, 1, 1), KL: (1,), LOG_Q: (1,)}
+    grads = {name: torch.full(shapes[name], grad) for name, grad in incoming.items()}
+    found = run(step, q, p, source, StepGrads(**grads), (True, True, draw == "latent"))
+
+    leaves = {"q_params": q, "p_params": p} | ({draw: source} if draw == "latent" else {})
+    exact = {name: leaf.double().requires_grad_() for name, leaf in leaves.items()}
+    more = {"noise": source.double()} if draw == "noise" else {}
+    outputs = oracle.step(**exact, **more, mode=draw == "mode", stable=stable, analytical_kl=kl == "analytic")
+    expected = oracle.gradients(outputs, list(exact.values()), grads)
+    for name, truth in zip(("grad_q", "grad_p", "grad_latent"), expected, strict=False):
+        value = found.get(name, torch.zeros(()))
+        torch.testing.assert_close(value.double().expand(truth.shape), truth, rtol=3e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+def test_a_log_variance_that_nothing_flows_through_may_be_nan(stable):
+    q = at_one_element(0.5, torch.nan)
+    for step, source in (
+        (Step("mode", stable=stable), None),
+        (Step("noise", "none", stable=stable), torch.ones(1, 1, 1)),
+    ):
+        grads = ones(z=(1, 1, 1)) if step.draw == "mode" else StepGrads()
+        grad_q, _, _ = cpp.backward(q, None, source, step, grads, (True, False, False))
+        assert grad_q.flatten().tolist() == [1.0 if step.draw == "mode" else 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_gradient_passes_up_to_the_clamp_and_at_it(dtype):
+    bound = 20.1
+    at = torch.tensor(bound, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    above, below = at.nextafter(at + 1), torch.tensor(20.0)
+    raws = [below, above, at, torch.tensor(torch.nan)]
+    passes = [True, False, True, None]
+    if dtype == torch.bfloat16:  # which has no such bound
+        raws, passes = [below, torch.tensor(20.125)], [True, False]
+    q = torch.stack([torch.zeros(len(raws)), torch.stack([raw.to(dtype) for raw in raws])]).to(dtype).unsqueeze(0)
+    step = Step("mode", stable=True, logvar_max=bound)
+    grad_q, _, _ = cpp.backward(q, None, None, step, ones(kl_samplewise=(1,)), (True, False, False))
+    for grad, expected in zip(grad_q[0, 1].tolist(), passes, strict=True):
+        assert grad != grad if expected is None else (grad != 0) == expected
 
 
 def python(code, **environment):

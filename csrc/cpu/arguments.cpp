@@ -7,14 +7,14 @@
 namespace ladder_kernels::cpu {
 
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             bool analytical, bool stable, std::optional<double> logvar_max, double temperature) {
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last) {
   check_parameters(q, p, at::kCPU);
   constexpr double infinity = std::numeric_limits<double>::infinity();
   Step step{};
-  step.grid = grid_of(q);
+  step.grid = grid_of(q, channels_last);
   step.q_mean = half_view(q, 0, step.grid);
   step.q_logvar = half_view(q, 1, step.grid);
-  step.kl = analytical ? KL::analytic : KL::monte_carlo;
+  step.kl = check_kl(kl, p);
   step.stable = stable;
   step.temperature = temperature;
   step.q_map = {logvar_max.value_or(infinity), variance_floor};

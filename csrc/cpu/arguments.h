@@ -6,9 +6,9 @@
 
 namespace ladder_kernels::cpu {
 
-// Raises for tensors that do not fit. The KL is the one that `analytical` names.
+// Raises for what does not fit.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             bool analytical, bool stable, std::optional<double> logvar_max, double temperature);
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last);
 
 std::optional<Window> window_of(at::OptionalIntArrayRef window, const Grid& grid);
 

@@ -38,9 +38,8 @@ double sum_window(const double* by_position, const Grid& grid, const Window& win
 }
 
 template <class T>
-void combine_sample(const Forward& call, const std::optional<Window>& window, const Sums<T>& out, std::int64_t sample) {
+void combine_kl(const Forward& call, const std::optional<Window>& window, const Sums<T>& out, std::int64_t sample) {
   const Grid& grid = call.step.grid;
-  const std::int64_t units = units_per_sample(grid);
   const double* const by_row =
       add_blocks(call.row_sums + sample * grid.column_blocks * grid.rows, grid.column_blocks, grid.rows);
   const double* const by_column =
@@ -56,6 +55,12 @@ void combine_sample(const Forward& call, const std::optional<Window>& window, co
   }
   out.samplewise[sample] = static_cast<T>(sum(by_channel, grid.channels));
   if (window) out.restricted[sample] = static_cast<T>(sum_window(by_position, grid, *window));
+}
+
+template <class T>
+void combine_log_q(const Forward& call, const Sums<T>& out, std::int64_t sample) {
+  const Grid& grid = call.step.grid;
+  const std::int64_t units = units_per_sample(grid);
   const double count = static_cast<double>(grid.channels * grid.positions);
   out.logprob_q[sample] = static_cast<T>(sum(call.log_q + sample * units, units) - count * half_log_two_pi);
 }
@@ -81,7 +86,10 @@ void combine(const Forward& call, const std::optional<Window>& window, Sums<T> o
   const Grid& grid = call.step.grid;
   const std::int64_t work = grid.column_blocks * grid.rows + grid.row_blocks * grid.columns;
   at::parallel_for(0, grid.batch, sums_per_thread / work + 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t sample = begin; sample < end; ++sample) combine_sample(call, window, out, sample);
+    for (std::int64_t sample = begin; sample < end; ++sample) {
+      if (call.step.kl != KL::none) combine_kl(call, window, out, sample);
+      combine_log_q(call, out, sample);
+    }
   });
   *out.qvar_max = static_cast<T>(largest_log_variance(call));
 }

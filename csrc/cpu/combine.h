@@ -11,7 +11,7 @@ namespace ladder_kernels::cpu {
 // Rows [w0, w1) and columns [w2, w3) of the last two dims.
 using Window = std::array<std::int64_t, 4>;
 
-// Where the sums go, each contiguous.
+// Where the sums go, each contiguous; null where there is none.
 template <class T>
 struct Sums {
   T *samplewise, *restricted, *channelwise, *spatial, *logprob_q, *qvar_max;

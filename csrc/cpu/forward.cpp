@@ -12,8 +12,9 @@ template <class T>
 void run_and_combine(Forward& call, const std::optional<Window>& window, const Outputs& out) {
   const Grid& grid = call.step.grid;
   const std::int64_t units = grid.batch * units_per_sample(grid);
-  const std::int64_t row_sums = grid.batch * grid.column_blocks * grid.rows;
-  const std::int64_t column_sums = grid.batch * grid.row_blocks * grid.columns;
+  const bool has_kl = call.step.kl != KL::none;
+  const std::int64_t row_sums = has_kl ? grid.batch * grid.column_blocks * grid.rows : 0;
+  const std::int64_t column_sums = has_kl ? grid.batch * grid.row_blocks * grid.columns : 0;
   const at::Tensor partials = at::empty(row_sums + column_sums + 2 * units, at::kDouble);
   call.row_sums = partials.data_ptr<double>();
   call.column_sums = call.row_sums + row_sums;
@@ -23,27 +24,27 @@ void run_and_combine(Forward& call, const std::optional<Window>& window, const O
 
   const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, elementwise] = out;
   combine<T>(call, window,
-             {samplewise.data_ptr<T>(), window ? restricted->data_ptr<T>() : nullptr, channelwise.data_ptr<T>(),
-              spatial.data_ptr<T>(), logprob_q.data_ptr<T>(), qvar_max.data_ptr<T>()});
+             {data_of<T>(samplewise), data_of<T>(restricted), data_of<T>(channelwise), data_of<T>(spatial),
+              logprob_q.data_ptr<T>(), qvar_max.data_ptr<T>()});
 }
 
 }  // namespace
 
 Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
-                at::OptionalIntArrayRef window, bool elementwise) {
-  Forward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+                std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+                at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
+  Forward call{step_of(q, p, source, draw, kl, stable, logvar_max, temperature, channels_last)};
   const Grid& grid = call.step.grid;
   const auto restricted_to = window_of(window, grid);
   const auto sums = call.step.in_double ? at::kDouble : at::kFloat;
-  Outputs out = empty_outputs(q, call.step.draw, sums, restricted_to.has_value(), elementwise);
+  Outputs out = empty_outputs(q, call.step.draw, call.step.kl, sums, restricted_to.has_value(), elementwise, channels_last);
   if (q.numel() == 0) {
     fill_empty(out);
     return out;
   }
-  const OptionalTensor &z = std::get<0>(out), &kl = std::get<7>(out);
+  const OptionalTensor &z = std::get<0>(out), &element_kl = std::get<7>(out);
   if (z) call.z = view_of(*z, grid);
-  if (kl) call.kl = view_of(*kl, grid);
+  if (element_kl) call.kl = view_of(*element_kl, grid);
   if (call.step.in_double) {
     run_and_combine<double>(call, restricted_to, out);
   } else {
@@ -52,13 +53,12 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   return out;
 }
 
-at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, bool /*analytical*/,
-                  bool stable, std::optional<double> logvar_max, double temperature,
-                  at::OptionalIntArrayRef /*window*/, bool /*elementwise*/) {
-  Forward call{step_of(q, {}, source, draw, false, stable, logvar_max, temperature)};
+at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, std::string_view draw,
+                  std::string_view /*kl*/, bool stable, std::optional<double> logvar_max, double temperature,
+                  at::OptionalIntArrayRef /*window*/, bool /*elementwise*/, bool channels_last) {
+  Forward call{step_of(q, {}, source, draw, "none", stable, logvar_max, temperature, channels_last)};
   const Grid& grid = call.step.grid;
-  call.step.kl = KL::none;
-  at::Tensor z = empty_dense(q, grid.batch, grid.channels, q.scalar_type());
+  at::Tensor z = empty_dense(q, grid.batch, grid.channels, q.scalar_type(), channels_last);
   call.z = view_of(z, grid);
   run(call, grid.batch * units_per_sample(grid));
   return z;

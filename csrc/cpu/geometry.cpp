@@ -14,14 +14,14 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return b == 0 ? 0 : (a 
 
 }  // namespace
 
-Grid grid_of(const at::Tensor& q) {
+Grid grid_of(const at::Tensor& q, bool channels_last) {
   Grid grid{};
   grid.batch = q.size(0);
   grid.channels = q.size(1) / 2;
   grid.positions = positions_of(q);
   for (std::int64_t i = 0; i < 3; ++i) grid.space[i] = i + q.dim() < 5 ? 1 : q.size(i + q.dim() - 3);
   // With a single position both orders are the same memory, and one long row beats many short ones.
-  grid.channels_inner = is_channels_last(q) || grid.positions == 1;
+  grid.channels_inner = channels_last || grid.positions == 1;
   grid.rows = grid.channels_inner ? grid.positions : grid.channels;
   grid.columns = grid.channels_inner ? grid.channels : grid.positions;
   if (grid.rows == 0 || grid.columns == 0) return grid;

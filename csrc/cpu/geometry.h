@@ -7,8 +7,8 @@
 
 namespace ladder_kernels::cpu {
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe.
-Grid grid_of(const at::Tensor& q);
+// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
+Grid grid_of(const at::Tensor& q, bool channels_last);
 
 std::int64_t units_per_sample(const Grid& grid);
 

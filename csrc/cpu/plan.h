@@ -50,7 +50,7 @@ struct Forward {
   View z, kl;
   // Partial sums of the KL: of each row (batch, column_blocks, rows), of each column (batch, row_blocks, columns).
   double *row_sums, *column_sums;
-  // Of each unit: sum of log q without its -1/2 log 2 pi, and largest raw log-variance of q.
+  // Of each unit: sum of log q without its -1/2 log 2 pi, and largest raw log-variance of q. Null: z alone is wanted.
   double *log_q, *logvar_max;
 };
 

@@ -17,13 +17,13 @@ Parameters<T> parameters_of(std::optional<double> logvar_max, double temperature
 }  // namespace
 
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             bool analytical, bool stable, std::optional<double> logvar_max, double temperature) {
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last) {
   check_parameters(q, p, at::kCUDA);
   Step step{};
-  step.grid = grid_of(q);
+  step.grid = grid_of(q, channels_last);
   step.q = packed_view(q, step.grid);
   if (p) step.p = packed_view(*p, step.grid);
-  step.kl = analytical ? KL::analytic : KL::monte_carlo;
+  step.kl = check_kl(kl, p);
   step.stable = stable;
   step.in_float = parameters_of<float>(logvar_max, temperature, p.has_value());
   step.in_double = parameters_of<double>(logvar_max, temperature, p.has_value());

@@ -6,9 +6,9 @@
 
 namespace ladder_kernels::cuda {
 
-// Raises for tensors that do not fit. The KL is the one that `analytical` names; space is not collapsed yet.
+// Raises for what does not fit. Space is not collapsed yet.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             bool analytical, bool stable, std::optional<double> logvar_max, double temperature);
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last);
 
 Window window_of(at::IntArrayRef window, const Grid& grid);
 

@@ -2,6 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../gradients.h"
 #include "arguments.h"
 #include "geometry.h"
 #include "kernels.h"
@@ -12,9 +13,9 @@ namespace {
 constexpr int max_steps = 8;
 
 // What nothing flows through is not read.
-void drop_unused(Step& step, const OutputGradients& grads) {
-  step.kl = kl_used(step.kl, grads);
-  step.draw = draw_used(step.draw, step.kl, grads);
+void drop_unused(Step& step, const Used& used) {
+  step.kl = used.kl;
+  step.draw = used.draw;
   if (step.kl == KL::none) step.p = View{};
   if (step.draw != Draw::mode) return;
   step.source = View{};
@@ -29,7 +30,7 @@ void set_incoming(Backward& call, const OutputGradients& grads, at::OptionalIntA
   if (grads.channelwise) call.grad_channelwise = channel_view(*grads.channelwise, grid);
   if (grads.spatial) call.grad_spatial = space_view(*grads.spatial, grid);
   if (grads.log_q) call.grad_log_q = sample_view(*grads.log_q, grid);
-  if (grads.restricted && window) {
+  if (grads.restricted) {
     call.grad_restricted = sample_view(*grads.restricted, grid);
     call.window = window_of(*window, grid);
     call.has_window = true;
@@ -54,36 +55,40 @@ void run(Backward& call, bool computes_in_double) {
 }  // namespace
 
 Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                   bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
-                   at::OptionalIntArrayRef window, bool /*elementwise*/, const OptionalTensor& grad_z,
-                   const OptionalTensor& grad_samplewise, const OptionalTensor& grad_restricted,
-                   const OptionalTensor& grad_channelwise, const OptionalTensor& grad_spatial,
-                   const OptionalTensor& grad_logprob_q, const OptionalTensor& /*grad_qvar_max*/,
-                   const OptionalTensor& grad_elementwise, bool needs_q, bool needs_p, bool needs_latent) {
-  Backward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+                   std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+                   at::OptionalIntArrayRef window, bool /*elementwise*/, bool channels_last,
+                   const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
+                   const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
+                   const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
+                   const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
+                   bool needs_p, bool needs_latent) {
+  Backward call{step_of(q, p, source, draw, kl, stable, logvar_max, temperature, channels_last)};
   const Grid& grid = call.step.grid;
-  const bool computes_in_double = in_double(call.step), given_latent = call.step.draw == Draw::latent;
+  const bool computes_in_double = in_double(call.step);
   const std::int64_t channels = q.size(1) / 2;
   const c10::cuda::CUDAGuard guard(q.device());
 
   const OutputGradients grads =
       check_gradients({grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
                        grad_elementwise},
-                      q, computes_in_double ? at::kDouble : at::kFloat);
-  drop_unused(call.step, grads);
+                      q, call.step.draw, call.step.kl, window.has_value(),
+                      computes_in_double ? at::kDouble : at::kFloat);
+  const Used used = used_by(grads, call.step.draw, call.step.kl);
+  if (!used.log_variances) return {gradient_of_means(grads, q, needs_q, channels_last), {}, {}};
+  drop_unused(call.step, used);
   set_incoming(call, grads, window);
 
   OptionalTensor grad_q, grad_p, grad_latent;
   if (needs_q) {
-    grad_q = empty_dense(q, grid.batch, 2 * channels, q.scalar_type());
+    grad_q = empty_dense(q, grid.batch, 2 * channels, q.scalar_type(), channels_last);
     call.grad_q = packed_view(*grad_q, grid);
   }
-  if (needs_p && p && grads.have_kl()) {
-    grad_p = empty_dense(q, p->size(0), 2 * channels, p->scalar_type());
+  if (needs_p && p && used.kl != KL::none) {
+    grad_p = empty_dense(q, p->size(0), 2 * channels, p->scalar_type(), channels_last);
     call.grad_p = packed_view(*grad_p, grid);
   }
-  if (needs_latent && given_latent) {
-    grad_latent = empty_dense(q, grid.batch, channels, source->scalar_type());
+  if (needs_latent && used.draw == Draw::latent) {
+    grad_latent = empty_dense(q, grid.batch, channels, source->scalar_type(), channels_last);
     call.grad_latent = latent_view(*grad_latent, grid);
   }
   if (q.numel() > 0) {

@@ -23,10 +23,10 @@ void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
   call.partials = partials.data_ptr();
 
   const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
-  const at::Tensor &row_sums = grid.channels_inner ? spatial : channelwise,
-                   &column_sums = grid.channels_inner ? channelwise : spatial;
-  const Sums sums{samplewise.data_ptr(),  restricted ? restricted->data_ptr() : nullptr, row_sums.data_ptr(),
-                  column_sums.data_ptr(), logprob_q.data_ptr(),                          qvar_max.data_ptr()};
+  const OptionalTensor &row_sums = grid.channels_inner ? spatial : channelwise,
+                       &column_sums = grid.channels_inner ? channelwise : spatial;
+  const Sums sums{data_of(samplewise),  data_of(restricted),  data_of(row_sums),
+                  data_of(column_sums), logprob_q.data_ptr(), qvar_max.data_ptr()};
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   launch_forward(call, computes_in_double, stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -37,9 +37,9 @@ void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
 }  // namespace
 
 Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                bool analytical, bool stable, std::optional<double> logvar_max, double temperature,
-                at::OptionalIntArrayRef window, bool elementwise) {
-  Forward call{step_of(q, p, source, draw, analytical, stable, logvar_max, temperature)};
+                std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+                at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
+  Forward call{step_of(q, p, source, draw, kl, stable, logvar_max, temperature, channels_last)};
   const Grid& grid = call.step.grid;
   const c10::cuda::CUDAGuard guard(q.device());
   if (window) {
@@ -47,22 +47,21 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
     call.has_window = true;
   }
   const auto sums = in_double(call.step) ? at::kDouble : at::kFloat;
-  Outputs out = empty_outputs(q, call.step.draw, sums, call.has_window, elementwise);
-  const OptionalTensor &z = std::get<0>(out), &kl = std::get<7>(out);
+  Outputs out = empty_outputs(q, call.step.draw, call.step.kl, sums, call.has_window, elementwise, channels_last);
+  const OptionalTensor &z = std::get<0>(out), &element_kl = std::get<7>(out);
   if (z) call.z = latent_view(*z, grid);
-  if (kl) call.kl = latent_view(*kl, grid);
+  if (element_kl) call.kl = latent_view(*element_kl, grid);
   q.numel() == 0 ? fill_empty(out) : run(call, out, q.options().dtype(sums));
   return out;
 }
 
-at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, bool /*analytical*/,
-                  bool stable, std::optional<double> logvar_max, double temperature,
-                  at::OptionalIntArrayRef /*window*/, bool /*elementwise*/) {
-  Sample call{step_of(q, {}, source, draw, false, stable, logvar_max, temperature)};
+at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, std::string_view draw,
+                  std::string_view /*kl*/, bool stable, std::optional<double> logvar_max, double temperature,
+                  at::OptionalIntArrayRef /*window*/, bool /*elementwise*/, bool channels_last) {
+  Sample call{step_of(q, {}, source, draw, "none", stable, logvar_max, temperature, channels_last)};
   Grid& grid = call.step.grid;
-  call.step.kl = KL::none;
   const c10::cuda::CUDAGuard guard(q.device());
-  at::Tensor z = empty_dense(q, grid.batch, q.size(1) / 2, q.scalar_type());
+  at::Tensor z = empty_dense(q, grid.batch, q.size(1) / 2, q.scalar_type(), channels_last);
   if (q.numel() == 0) return z;
   call.z = latent_view(z, grid);
   collapse_space(grid, {&call.step.q, &call.step.source, &call.z});

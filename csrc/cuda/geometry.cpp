@@ -50,7 +50,7 @@ bool takes_vectors(const Grid& grid, const View& view) {
 
 }  // namespace
 
-Grid grid_of(const at::Tensor& q) {
+Grid grid_of(const at::Tensor& q, bool channels_last) {
   const std::int64_t channels = q.size(1) / 2, positions = positions_of(q);
   // Rows past the last one are numbered too, at most a block's.
   constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
@@ -60,7 +60,7 @@ Grid grid_of(const at::Tensor& q) {
   grid.space_dims = 3;
   for (std::int64_t i = 0; i < 3; ++i) grid.space[i] = i + q.dim() < 5 ? 1 : static_cast<int>(q.size(i + q.dim() - 3));
   // With a single position both orders are the same memory, and one long row beats many short ones.
-  grid.channels_inner = is_channels_last(q) || positions == 1;
+  grid.channels_inner = channels_last || positions == 1;
   grid.rows = static_cast<int>(grid.channels_inner ? positions : channels);
   grid.columns = static_cast<int>(grid.channels_inner ? channels : positions);
   return grid;

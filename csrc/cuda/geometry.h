@@ -9,8 +9,9 @@
 
 namespace ladder_kernels::cuda {
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe. Space is not collapsed yet.
-Grid grid_of(const at::Tensor& q);
+// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
+// Space is not collapsed yet.
+Grid grid_of(const at::Tensor& q, bool channels_last);
 
 // Views whose space is not collapsed yet: of packed parameters or a latent; of values (B,), (B, C) and (B, *S). A batch
 // of 1 is shared by all samples.

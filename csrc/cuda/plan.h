@@ -93,6 +93,7 @@ struct Forward {
   View z, kl;
   // Column sums of the KL (row blocks, batch, columns), row sums (column blocks, batch, rows), and of every block its
   // KL, restricted KL, log q without constants and largest raw log-variance (4, batch, row blocks x column blocks).
+  // Without a KL, those of the KL are not written.
   void* partials;
 };
 
@@ -101,7 +102,7 @@ LADDER_FN std::int64_t partials_size(const Grid& grid, const Tiles& tiles) {
   return grid.batch * (tiles.row_blocks * grid.columns + tiles.column_blocks * grid.rows + 4 * blocks_per_sample(tiles));
 }
 
-// Where the sums go, each contiguous and in the compute dtype. `restricted` may be null.
+// Where the sums go, each contiguous and in the compute dtype; null where there is none.
 struct Sums {
   void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *qvar_max;
 };

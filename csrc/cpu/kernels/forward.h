@@ -21,15 +21,15 @@ struct UnitSums {
 // Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
 template <class Options, class T>
 LADDER_FN void sample_element(const InputLine<T>& in, std::int64_t i, T& z) {
-  z = draw_latent<Options::draw>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
+  z = draw_latent<Options::draw, Options::stable>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
 }
 
 template <class Options, class T>
 LADDER_FN void forward_element(const InputLine<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
   const Gaussian<T> q = q_at<Options>(in, i), p = p_at<Options>(in, i);
-  const Latent<T> latent = draw_latent<Options::draw>(q, source_at<Options>(in, i), in.temperature);
+  const Latent<T> latent = draw_latent<Options::draw, Options::stable>(q, source_at<Options>(in, i), in.temperature);
   z = latent.z;
-  kl = divergence<Options::kl, Options::stable>(q, p, latent);
+  if constexpr (Options::kl != KL::none) kl = divergence<Options::kl, Options::stable>(q, p, latent);
   log_q = log_density(latent.eps, q);
 }
 
@@ -64,41 +64,53 @@ static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T
     if (largest > sums.logvar_max || largest != largest) sums.logvar_max = largest;
   }
   write(call.z, grid, tile, buffers.z);
-  write(call.kl, grid, tile, buffers.kl);
+  sums.log_q += sum(buffers.log_q, size(tile));
+  if constexpr (Options::kl == KL::none) return;
 
+  write(call.kl, grid, tile, buffers.kl);
   std::int64_t row = 0;
   for (; row + 4 <= tile.rows; row += 4) {
     add_rows<4>(kl[row], kl.stride, tile.columns, row_sums + tile.row + row, sums.columns);
   }
   for (; row < tile.rows; ++row) add_rows<1>(kl[row], 0, tile.columns, row_sums + tile.row + row, sums.columns);
-  sums.log_q += sum(buffers.log_q, size(tile));
 }
 
 template <class Options, class T = typename Options::T>
 static void forward_unit(const Forward& call, std::int64_t index, ForwardBuffers<T>& buffers) {
   const Grid& grid = call.step.grid;
   const Unit unit = unit_at(grid, index);
-  if constexpr (Options::kl == KL::none) {
-    for_each_tile(grid, unit, [&](const Tile& tile) { sample_tile<Options>(call, tile, buffers); });
-  } else {
-    UnitSums sums{};
-    double* const row_sums = call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows;
-    for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, row_sums, sums); });
+  constexpr bool has_kl = Options::kl != KL::none;
+  UnitSums sums{};
+  double* const row_sums =
+      has_kl ? call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows : nullptr;
+  for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, row_sums, sums); });
+  call.log_q[index] = sums.log_q;
+  call.logvar_max[index] = sums.logvar_max;
+  if constexpr (!has_kl) return;
 
-    const std::int64_t column = unit.column_block * grid.tile_columns;
-    double* const column_sums = call.column_sums + (unit.batch * grid.row_blocks + unit.row_block) * grid.columns;
-    for (std::int64_t i = 0; i < minimum(grid.tile_columns, grid.columns - column); ++i) {
-      column_sums[column + i] = sums.columns[i];
-    }
-    call.log_q[index] = sums.log_q;
-    call.logvar_max[index] = sums.logvar_max;
+  const std::int64_t column = unit.column_block * grid.tile_columns;
+  double* const column_sums = call.column_sums + (unit.batch * grid.row_blocks + unit.row_block) * grid.columns;
+  for (std::int64_t i = 0; i < minimum(grid.tile_columns, grid.columns - column); ++i) {
+    column_sums[column + i] = sums.columns[i];
   }
+}
+
+template <class Options, class T = typename Options::T>
+static void sample_unit(const Forward& call, std::int64_t index, ForwardBuffers<T>& buffers) {
+  const Grid& grid = call.step.grid;
+  for_each_tile(grid, unit_at(grid, index), [&](const Tile& tile) { sample_tile<Options>(call, tile, buffers); });
 }
 
 static void forward(const Forward& call, std::int64_t begin, std::int64_t end, void* scratch) {
   with_options(call.step, [&](auto options) {
     using Options = decltype(options);
     auto& buffers = *static_cast<ForwardBuffers<typename Options::T>*>(scratch);
+    if constexpr (Options::kl == KL::none) {
+      if (call.log_q == nullptr) {
+        for (std::int64_t index = begin; index < end; ++index) sample_unit<Options>(call, index, buffers);
+        return;
+      }
+    }
     for (std::int64_t index = begin; index < end; ++index) forward_unit<Options>(call, index, buffers);
   });
 }

@@ -16,15 +16,15 @@ template <class Path, class T>
 __device__ Element<T> forward_element(const Step& step, T q_mean, T q_raw, T p_mean, T p_raw, T source) {
   return Path::with(step, [&](auto options) -> Element<T> {
     using Options = decltype(options);
-    if constexpr (Options::kl == KL::none) {
-      return {};
-    } else {
-      const Parameters<T>& use = parameters(step, T());
-      const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
+    const Parameters<T>& use = parameters(step, T());
+    const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
+    const Latent<T> latent = draw_latent<Options::draw, Options::stable>(q, source, use.temperature);
+    T kl = 0;
+    if constexpr (Options::kl != KL::none) {
       const Gaussian<T> p = gaussian_of<Options::stable>(p_mean, p_raw, use.p_map);
-      const Latent<T> latent = draw_latent<Options::draw>(q, source, use.temperature);
-      return {latent.z, divergence<Options::kl, Options::stable>(q, p, latent), log_density(latent.eps, q), q.logvar};
+      kl = divergence<Options::kl, Options::stable>(q, p, latent);
     }
+    return {latent.z, kl, log_density(latent.eps, q), q.logvar};
   });
 }
 
@@ -48,9 +48,13 @@ __device__ __forceinline__ T window_of_rows(const Forward& call, const Place& pl
   return sum;
 }
 
-// The thread's sums over rows become the block's: of every column, and of all.
+__device__ __forceinline__ std::int64_t block_index(const Forward& call, const Place& place) {
+  return place.sample * blocks_per_sample(call.tiles) + place.row_block * call.tiles.column_blocks + place.column_block;
+}
+
+// The thread's sums of the KL over rows become the block's: of every column, and of all.
 template <class Access, class T, int width>
-__device__ __forceinline__ void store_partials(const Forward& call, const Place& place, const Totals<T, width>& totals) {
+__device__ __forceinline__ void store_kl(const Forward& call, const Place& place, const Totals<T, width>& totals) {
   const Grid& grid = call.step.grid;
   const Partials<T> partials(call);
   __shared__ T columns[max_threads * width];
@@ -75,15 +79,19 @@ __device__ __forceinline__ void store_partials(const Forward& call, const Place&
 
   kl = reduce_block(kl, Add{});
   restricted = reduce_block(restricted, Add{});
+  if (threadIdx.x > 0) return;
+  partials.kl[block_index(call, place)] = kl;
+  partials.restricted[block_index(call, place)] = restricted;
+}
+
+template <class T, int width>
+__device__ __forceinline__ void store_log_q(const Forward& call, const Place& place, const Totals<T, width>& totals) {
+  const Partials<T> partials(call);
   const T log_q = reduce_block(totals.log_q, Add{});
   const T logvar_max = reduce_block(totals.logvar_max, NanMax{});
   if (threadIdx.x > 0) return;
-  const std::int64_t block =
-      place.sample * blocks_per_sample(call.tiles) + place.row_block * call.tiles.column_blocks + place.column_block;
-  partials.kl[block] = kl;
-  partials.restricted[block] = restricted;
-  partials.log_q[block] = log_q;
-  partials.logvar_max[block] = logvar_max;
+  partials.log_q[block_index(call, place)] = log_q;
+  partials.logvar_max[block_index(call, place)] = logvar_max;
 }
 
 // The second bound leaves a thread 96 registers, or for doubles 128: with fewer, some variants spill.
@@ -122,11 +130,14 @@ __global__ void __launch_bounds__(max_threads, sizeof(typename Access::T) == siz
       if (call.z.data != nullptr) z.store(row, row_z);
       if (call.kl.data != nullptr) kl.store(row, element_kl);
     }
+    if (!Path::has_kl(call.step)) continue;
     row_kl = reduce_lanes(row_kl, call.tiles.lanes, Add{});
     if (stores_row_sums(place) && row < grid.rows) row_sums[row] = row_kl;
   }
+  store_log_q(call, place, totals);
+  if (!Path::has_kl(call.step)) return;
   if (call.has_window && grid.channels_inner) totals.restricted = window_of_rows(call, place, row_sums);
-  store_partials<Access>(call, place, totals);
+  store_kl<Access>(call, place, totals);
 }
 
 }  // namespace
@@ -139,9 +150,10 @@ void launch_forward(const Forward& call, bool in_double, cudaStream_t stream) {
     });
   }
   with_vectors(call.step.q.dtype, [&](auto access) {
-    with_hot_path(call.step, [&](auto path) {
+    const auto put = [&](auto path) {
       launch(forward_kernel<decltype(access), decltype(path)>, blocks, threads_of(call.tiles), stream, call);
-    });
+    };
+    call.step.kl == KL::none ? with_hot_path_without_kl(call.step, put) : with_hot_path(call.step, put);
   });
 }
 

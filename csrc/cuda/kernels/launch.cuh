@@ -39,7 +39,17 @@ void with_flag(bool flag, F f) {
   flag ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// f(path): of a call that takes vectors.
+// f(path): of a call that takes vectors, without a KL.
+template <class F>
+void with_hot_path_without_kl(const Step& step, F f) {
+  with_flag(step.stable, [&](auto stable) {
+    with_flag(step.seed != nullptr, [&](auto philox) {
+      f(HotPath<KL::none, decltype(stable)::value, decltype(philox)::value, false>{});
+    });
+  });
+}
+
+// With one.
 template <class F>
 void with_hot_path(const Step& step, F f) {
   with_flag(step.kl == KL::analytic, [&](auto analytic) {

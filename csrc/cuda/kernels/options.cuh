@@ -12,11 +12,12 @@ struct Options {
   static constexpr bool stable = stable_;
 };
 
-// Noise, and a KL.
+// Noise.
 template <KL kl, bool stable, bool philox, bool p>
 struct HotPath {
   static constexpr bool may_be_given = false;
 
+  __device__ static bool has_kl(const Step&) { return kl != KL::none; }
   __device__ static bool has_philox(const Step&) { return philox; }
   __device__ static bool has_p(const Step&) { return p; }
 
@@ -29,6 +30,7 @@ struct HotPath {
 struct AnyPath {
   static constexpr bool may_be_given = true;  // the latent
 
+  __device__ static bool has_kl(const Step& step) { return step.kl != KL::none; }
   __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
   __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
 

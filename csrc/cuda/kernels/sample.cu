@@ -10,7 +10,8 @@ __device__ T sample_element(const Step& step, T mean, T logvar, T source) {
   return Path::with(step, [&](auto options) -> T {
     using Options = decltype(options);
     const Parameters<T>& use = parameters(step, T());
-    return draw_latent<Options::draw>(gaussian_of<Options::stable>(mean, logvar, use.q_map), source, use.temperature).z;
+    const Gaussian<T> gaussian = gaussian_of<Options::stable>(mean, logvar, use.q_map);
+    return draw_latent<Options::draw, Options::stable>(gaussian, source, use.temperature).z;
   });
 }
 
@@ -47,11 +48,8 @@ void launch_sample(const Sample& call, bool in_double, cudaStream_t stream) {
     });
   }
   with_vectors(call.step.q.dtype, [&](auto access) {
-    with_flag(call.step.stable, [&](auto stable) {
-      with_flag(call.step.seed != nullptr, [&](auto philox) {
-        using Path = HotPath<KL::none, decltype(stable)::value, decltype(philox)::value, false>;
-        launch(sample_kernel<decltype(access), Path>, blocks, threads_of(call.tiles), stream, call);
-      });
+    with_hot_path_without_kl(call.step, [&](auto path) {
+      launch(sample_kernel<decltype(access), decltype(path)>, blocks, threads_of(call.tiles), stream, call);
     });
   });
 }

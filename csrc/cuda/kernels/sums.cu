@@ -33,12 +33,14 @@ template <class T>
 __device__ __forceinline__ void finish_sample(const Forward& call, const Sums& out, std::int64_t sample) {
   const Partials<T> partials(call);
   const std::int64_t blocks = blocks_per_sample(call.tiles), first = sample * blocks;
-  const T kl = total(partials.kl + first, blocks, T(0), Add{});
-  const T restricted = total(partials.restricted + first, blocks, T(0), Add{});
+  const auto sum_into = [&](void* to, const T* from) {
+    const T sum = total(from + first, blocks, T(0), Add{});
+    if (threadIdx.x == 0) static_cast<T*>(to)[sample] = sum;
+  };
+  if (out.samplewise != nullptr) sum_into(out.samplewise, partials.kl);
+  if (out.restricted != nullptr) sum_into(out.restricted, partials.restricted);
   const T log_q = total(partials.log_q + first, blocks, T(0), Add{});
   if (threadIdx.x > 0) return;
-  static_cast<T*>(out.samplewise)[sample] = kl;
-  if (out.restricted != nullptr) static_cast<T*>(out.restricted)[sample] = restricted;
   const T elements = static_cast<T>(call.step.grid.rows) * static_cast<T>(call.step.grid.columns);
   static_cast<T*>(out.logprob_q)[sample] = log_q - elements * static_cast<T>(half_log_two_pi);
 }
@@ -59,13 +61,23 @@ __host__ __device__ constexpr std::int64_t blocks_of(std::int64_t size) {
   return (size + max_threads - 1) / max_threads;
 }
 
+// How many sums of the KL over rows and over columns there are.
+struct KLSums {
+  std::int64_t columns, rows;
+};
+
+__host__ __device__ inline KLSums kl_sums(const Step& step) {
+  if (step.kl == KL::none) return {0, 0};
+  return {step.grid.batch * step.grid.columns, step.grid.batch * step.grid.rows};
+}
+
 // Grid: blocks of column sums, blocks of row sums, samples, and one block for the maximum.
 template <class T>
 __global__ void __launch_bounds__(max_threads)
     sums_kernel(const __grid_constant__ Forward call, const __grid_constant__ Sums out) {
   const Grid& grid = call.step.grid;
   const Partials<T> partials(call);
-  const std::int64_t columns = grid.batch * grid.columns, rows = grid.batch * grid.rows;
+  const auto [columns, rows] = kl_sums(call.step);
   std::int64_t block = blockIdx.x;
   if (block < blocks_of(columns)) return add_up(partials.column_sums, out.column_sums, block, columns, call.tiles.row_blocks);
   block -= blocks_of(columns);
@@ -78,8 +90,8 @@ __global__ void __launch_bounds__(max_threads)
 }  // namespace
 
 void launch_sums(const Forward& call, const Sums& out, bool in_double, cudaStream_t stream) {
-  const Grid& grid = call.step.grid;
-  const std::int64_t blocks = blocks_of(grid.batch * grid.columns) + blocks_of(grid.batch * grid.rows) + grid.batch + 1;
+  const auto [columns, rows] = kl_sums(call.step);
+  const std::int64_t blocks = blocks_of(columns) + blocks_of(rows) + call.step.grid.batch + 1;
   with_singles(in_double, [&](auto access) {
     launch(sums_kernel<typename decltype(access)::T>, blocks, max_threads, stream, call, out);
   });
