@@ -112,6 +112,11 @@ def step_gradients(
     """The gradients at q, p and source: the backend's, or plain torch's where they are differentiated or batched."""
     if torch.is_grad_enabled():
         return torch_backend.differentiable_backward(*inputs, step, grads, needs)
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
         backend = torch_backend
     return with_zeros(backend.backward(*inputs, step, grads, needs), inputs, step, needs)
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    """Whether it is one of several at once: `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)

@@ -24,11 +24,11 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
         # Inductor would make other numbers of a randn, in scalar code on a CPU, and anew in every kernel that reads
-        # them; this it leaves to ATen.
-        zero, one = torch.zeros((), dtype=dtype, device=device), torch.ones((), dtype=dtype, device=device)
-        return torch.normal(zero.expand(shape), one.expand(shape))
+        # them. This, what it makes of torch.normal, it leaves to ATen.
+        normal = torch.ops.prims.normal.default
+        return normal(shape, mean=0.0, std=1.0, dtype=dtype, device=device, requires_grad=False)
     return torch.randn(shape, dtype=dtype, device=device)
 
 

@@ -20,7 +20,7 @@ from ladder_kernels.geometry import in_memory_order, latent_shape
 NAMESPACE = "ladder_kernels"
 
 _STEP = (
-    "str draw, str kl, bool stable, float? logvar_max, float temperature, SymInt[]? window, bool elementwise, "
+    "str draw, str kl, bool stable, float? logvar_max, Tensor? temperature, SymInt[]? window, bool elementwise, "
     "bool channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
@@ -38,30 +38,39 @@ torch.library.define(f"{NAMESPACE}::sample", f"(Tensor q, Tensor? source, {_STEP
 
 def step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str) -> tuple[Any, ...]:
     """The entries of `StepOutputs`, through the operator."""
-    return _wanted(torch.ops.ladder_kernels.step.default(q, p, source, *step, backend), step)
+    return _wanted(torch.ops.ladder_kernels.step.default(q, p, source, *arguments(step, backend)), step)
 
 
 def sample(q: Tensor, source: Tensor | None, step: Step, backend: str) -> Tensor:
     """z, through the operator."""
-    return torch.ops.ladder_kernels.sample.default(q, source, *step, backend)
+    return torch.ops.ladder_kernels.sample.default(q, source, *arguments(step, backend))
+
+
+def arguments(step: Step, backend: str) -> tuple[Any, ...]:
+    """Those of an operator after its tensors.
+
+    The temperature is a tensor: a graph would be compiled anew for every value of a number.
+    """
+    temperature: Any = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64) * step.temperature
+    return (*step._replace(temperature=temperature), backend)
 
 
 @torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
-    step, backend = _parse(step_and_backend)
+    step, backend = _parse_real(step_and_backend)
     return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
 @torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
-def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    grads, needs, (step, backend) = StepGrads(*arguments[:8]), arguments[8:11], _parse(arguments[11:])
+def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    grads, needs, (step, backend) = StepGrads(*rest[:8]), rest[8:11], _parse_real(rest[11:])
     found = load(backend).backward(q, p, source, step, grads, needs)
     return tuple(_or_empty(grad, q) for grad in with_zeros(found, (q, p, source), step, needs))
 
 
 @torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
 def _sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
-    step, backend = _parse(step_and_backend)
+    step, backend = _parse_real(step_and_backend)
     return load(backend).sample(q, source, step)
 
 
@@ -83,8 +92,8 @@ def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_bac
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step_backward")
-def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    needs, (step, _) = arguments[8:11], _parse(arguments[11:])
+def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    needs, (step, _) = rest[8:11], _parse(rest[11:])
     return tuple(
         _empty_dense(q, like.shape, like.dtype, step) if need and like is not None else q.new_empty(0)
         for like, need in zip((q, p, source), needs, strict=True)
@@ -135,12 +144,17 @@ torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, s
 
 
 def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
-    """The arguments of an operator after its tensors."""
+    """The step and the backend from `arguments`; a temperature stays a tensor, which may be a fake one."""
     *fields, backend = step_and_backend
     step = Step(*fields)
     # The operator's schema has a list for it.
     window: Any = None if step.window is None else tuple(step.window)
-    return step._replace(window=window), backend
+    return step._replace(window=window, temperature=1.0 if step.temperature is None else step.temperature), backend
+
+
+def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
+    step, backend = _parse(step_and_backend)
+    return step._replace(temperature=float(step.temperature)), backend
 
 
 def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:

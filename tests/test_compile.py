@@ -112,12 +112,12 @@ def test_opcheck(backend, draw, layout, prior):
     q = torch.randn(2, 6, 4, 4).contiguous(memory_format=layout).requires_grad_()
     p = None if prior == "standard" else torch.randn(1 if prior == "batch 1" else 2, 6, 4, 4, requires_grad=True)
     step = Step(draw, logvar_max=20.0, window=(1, 3, 1, 3), elementwise=draw != "seed")
-    torch.library.opcheck(torch.ops.ladder_kernels.step.default, (q, p, SOURCES[draw](), *step, backend))
+    torch.library.opcheck(torch.ops.ladder_kernels.step.default, (q, p, SOURCES[draw](), *ops.arguments(step, backend)))
 
 
 def test_opcheck_of_the_sample(backend):
     q = torch.randn(2, 6, 4, 4, requires_grad=True)
-    torch.library.opcheck(torch.ops.ladder_kernels.sample.default, (q, torch.tensor(1), *Step("seed"), backend))
+    torch.library.opcheck(torch.ops.ladder_kernels.sample.default, (q, torch.tensor(1), *ops.arguments(Step("seed"), backend)))
 
 
 @pytest.mark.parametrize("draw", SOURCES)
