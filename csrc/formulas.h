@@ -128,10 +128,11 @@ LADDER_FN T divergence(const Gaussian<T>& q, const Gaussian<T>& p, Latent<T> lat
   }
 }
 
-// Gradients that arrive at one element: of z, of its KL and of log q(z); zero where not used.
+// Gradients that arrive at one element: of z, and half of those of its KL and of log q(z); zero where not used. Halved
+// first, they meet squares without a product that overflows where the result does not.
 template <class T>
 struct IncomingGradients {
-  T z, kl, log_q;
+  T z, half_kl, half_log_q;
 };
 
 // With respect to the raw parameters and to a given latent.
@@ -147,44 +148,42 @@ LADDER_FN T to_raw_logvar(T grad_log_var, const Gaussian<T>& gaussian) {
 }
 
 // Where neither z nor, for a given latent, log q(z) has an incoming gradient, `draw` is to be the mode: nothing flows
-// through eps then, and an infinite eps or std must not make NaN of a gradient of 0. Incoming gradients are halved first:
-// their products with squares then overflow only where the result does.
+// through eps then, and an infinite eps or std must not make NaN of a gradient of 0.
 template <Draw draw, KL kl, bool stable, class T>
 LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T>& p, T source, T temperature,
                                           IncomingGradients<T> incoming) {
   const Latent<T> latent = draw_latent<draw, stable>(q, source, temperature);
   // -0: a compiler drops an addition to it, but not one to 0.
   StepGradients<T> grads{T(-0.0)};
-  T to_z = incoming.z, to_log_q = incoming.log_q, to_q_log_var = T(-0.0);
+  T to_z = incoming.z, half_to_log_q = incoming.half_log_q, to_q_log_var = T(-0.0);
 
   if constexpr (kl != KL::none) {
     const T residual = over_std<stable>(p.mean - (kl == KL::analytic ? q.mean : latent.z), p);
-    const T half_kl = T(0.5) * incoming.kl, through_residual = half_kl * residual * residual;
-    grads.p_mean = over_std<stable>(incoming.kl * residual, p);
+    const T half_to_residual = incoming.half_kl * residual;
+    grads.p_mean = over_std<stable>(half_to_residual + half_to_residual, p);
     if constexpr (kl == KL::analytic) {
       grads.q_mean -= grads.p_mean;
-      to_q_log_var = half_kl * variance_ratio<stable>(q, p).minus_one;
-      grads.p_logvar = to_raw_logvar(-to_q_log_var - through_residual, p);
+      to_q_log_var = incoming.half_kl * variance_ratio<stable>(q, p).minus_one;
+      grads.p_logvar = to_raw_logvar(-to_q_log_var - half_to_residual * residual, p);
     } else {
       to_z -= grads.p_mean;
-      to_log_q += incoming.kl;
-      grads.p_logvar = to_raw_logvar(half_kl - through_residual, p);
+      half_to_log_q += incoming.half_kl;
+      grads.p_logvar = to_raw_logvar(incoming.half_kl - half_to_residual * residual, p);
     }
   }
 
-  const T half_log_q = T(0.5) * to_log_q;
   if constexpr (draw == Draw::latent) {
     // z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
-    const T score = over_std<stable>(to_log_q * latent.eps, q);
+    const T half_to_eps = half_to_log_q * latent.eps, score = over_std<stable>(half_to_eps + half_to_eps, q);
     grads.q_mean += score;
     to_z -= score;
-    to_q_log_var += half_log_q * latent.eps * latent.eps - half_log_q;
+    to_q_log_var += half_to_eps * latent.eps - half_to_log_q;
     grads.latent = to_z;
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * (latent.eps * q.std);
-    to_q_log_var -= half_log_q;
+    if constexpr (draw == Draw::noise) to_q_log_var += to_z * (T(0.5) * latent.eps * q.std);
+    to_q_log_var -= half_to_log_q;
   }
   grads.q_logvar = to_raw_logvar(to_q_log_var, q);
   return grads;

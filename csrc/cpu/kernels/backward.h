@@ -9,16 +9,16 @@ namespace ladder_kernels::cpu::LADDER_ISA {
 template <class T>
 struct alignas(64) BackwardBuffers {
   InputBuffers<T> inputs;
-  T grad_z[tile_size], grad_kl[tile_size], grad_by_column[tile_size], grad_elementwise[tile_size];
+  T grad_z[tile_size], half_grad_kl[tile_size], grad_by_column[tile_size], grad_elementwise[tile_size];
   T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], latent[tile_size];
 };
 
 // No other buffers are larger.
 constexpr std::size_t scratch_size = sizeof(BackwardBuffers<double>);
 
-// The incoming gradient of the KL of every element, from the sums it went into.
+// Half the incoming gradient of the KL of every element, from the sums it went into.
 template <class T>
-static Rows<const T> read_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
+static Rows<const T> read_half_grad_kl(const Backward& call, const Tile& tile, BackwardBuffers<T>& buffers) {
   const Grid& grid = call.step.grid;
   const double* const by_channel = call.by_channel + tile.batch * grid.channels;
   const double* const by_position = call.by_position ? call.by_position + tile.batch * grid.positions : nullptr;
@@ -27,14 +27,14 @@ static Rows<const T> read_grad_kl(const Backward& call, const Tile& tile, Backwa
   for (std::int64_t i = 0; i < tile.columns; ++i) {
     buffers.grad_by_column[i] = static_cast<T>(by_column ? by_column[tile.column + i] : 0.0);
   }
-  const Rows<T> total = in_buffer(buffers.grad_kl, tile);
+  const Rows<T> total = in_buffer(buffers.half_grad_kl, tile);
   const Rows<const T> elementwise = read(call.grad_kl, grid, tile, buffers.grad_elementwise);
   for (std::int64_t row = 0; row < tile.rows; ++row) {
     const T shared = static_cast<T>(by_row ? by_row[tile.row + row] : 0.0);
     const T* const own = elementwise[row];
     T* const to = total[row];
 #pragma omp simd
-    for (std::int64_t i = 0; i < tile.columns; ++i) to[i] = shared + buffers.grad_by_column[i] + own[i];
+    for (std::int64_t i = 0; i < tile.columns; ++i) to[i] = T(0.5) * (shared + buffers.grad_by_column[i] + own[i]);
   }
   return {total.data, total.stride};
 }
@@ -60,8 +60,9 @@ static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffer
   const StepGradients<View>& views = call.grads;
   const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
   const Rows<const T> grad_z = read(call.grad_z, grid, tile, buffers.grad_z);
-  const Rows<const T> grad_kl = has_kl ? read_grad_kl(call, tile, buffers) : Rows<const T>{nullptr, tile.columns};
-  const T grad_log_q = call.log_q ? static_cast<T>(call.log_q[tile.batch]) : T(0);
+  const Rows<const T> half_grad_kl =
+      has_kl ? read_half_grad_kl(call, tile, buffers) : Rows<const T>{nullptr, tile.columns};
+  const T half_grad_log_q = static_cast<T>(0.5 * call.log_q[tile.batch]);
   const Rows<T> q_mean = target(views.q_mean, grid, tile, buffers.q_mean),
                 q_logvar = target(views.q_logvar, grid, tile, buffers.q_logvar),
                 p_mean = target(views.p_mean, grid, tile, buffers.p_mean),
@@ -71,10 +72,10 @@ static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffer
   for (std::int64_t line = 0; line < lines.count; ++line) {
     const InputLine<T> from = line_of(tile, in, line);
     const StepGradients<T*> to{q_mean[line], q_logvar[line], p_mean[line], p_logvar[line], latent[line]};
-    const T *const of_z = grad_z[line], *const of_kl = grad_kl[line];
+    const T *const of_z = grad_z[line], *const half_of_kl = half_grad_kl[line];
 #pragma omp simd
     for (std::int64_t i = 0; i < lines.length; ++i) {
-      backward_element<Options, T>(from, i, {of_z[i], has_kl ? of_kl[i] : T(0), grad_log_q}, to);
+      backward_element<Options, T>(from, i, {of_z[i], has_kl ? half_of_kl[i] : T(0), half_grad_log_q}, to);
     }
   }
   write(views.q_mean, grid, tile, buffers.q_mean);

@@ -14,8 +14,8 @@ __device__ T load_sum(const Grid& grid, const View& view, std::int64_t sample, i
   return static_cast<const T*>(view.data)[offset];
 }
 
-// The gradients that arrive at a thread's columns of one sample. Those of the KL's sums come in two parts: what all
-// rows share is read once.
+// The gradients that arrive at a thread's columns of one sample, those of log q and of the KL halved. Those of the KL's
+// sums come in two parts: what all rows share is read once.
 template <class Access>
 struct Incoming {
   using T = typename Access::T;
@@ -26,7 +26,7 @@ struct Incoming {
   typename Access::Columns z;
   typename Access::FloatColumns elementwise;
   std::int64_t sample;
-  T log_q, restricted, by_column[width];
+  T half_log_q, restricted, half_by_column[width];
 
   __device__ Incoming(const Backward& call, const Place& place)
       : call(call),
@@ -34,15 +34,16 @@ struct Incoming {
         z(grid, call.grad_z, place),
         elementwise(grid, call.grad_elementwise, place),
         sample(place.sample),
-        log_q(load_sum<Access>(grid, call.grad_log_q, sample, 0, 0)),
+        half_log_q(T(0.5) * load_sum<Access>(grid, call.grad_log_q, sample, 0, 0)),
         restricted(load_sum<Access>(grid, call.grad_restricted, sample, 0, 0)) {
     const T samplewise = load_sum<Access>(grid, call.grad_samplewise, sample, 0, 0);
     const View& over_rows = grid.channels_inner ? call.grad_channelwise : call.grad_spatial;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const int column = place.template column_of<Access::vector>(i);
-      by_column[i] = samplewise + load_sum<Access>(grid, over_rows, sample, 0, column);
-      if (!grid.channels_inner) by_column[i] += in_window(column);
+      T by_column = samplewise + load_sum<Access>(grid, over_rows, sample, 0, column);
+      if (!grid.channels_inner) by_column += in_window(column);
+      half_by_column[i] = T(0.5) * by_column;
     }
   }
 
@@ -50,12 +51,13 @@ struct Incoming {
     return call.grad_z.data == nullptr ? Values<T, width>{} : z.load(row);
   }
 
-  __device__ Values<T, width> load_kl(int row) const {
+  __device__ Values<T, width> load_half_kl(int row) const {
     T by_row = load_sum<Access>(grid, grid.channels_inner ? call.grad_spatial : call.grad_channelwise, sample, row, 0);
     if (grid.channels_inner) by_row += in_window(row);
+    const T half_by_row = T(0.5) * by_row;
     Values<T, width> kl = call.grad_elementwise.data == nullptr ? Values<T, width>{} : elementwise.load(row);
 #pragma unroll
-    for (int i = 0; i < width; ++i) kl.at[i] += by_row + by_column[i];
+    for (int i = 0; i < width; ++i) kl.at[i] = T(0.5) * kl.at[i] + (half_by_row + half_by_column[i]);
     return kl;
   }
 
@@ -94,14 +96,14 @@ class BackwardColumns {
 
   __device__ Raw<T, width> run(int row) const {
     const auto q = in.load_q(row), p = in.load_p(row);
-    const auto source = in.load_source(row), grad_z = incoming.load_z(row), grad_kl = incoming.load_kl(row);
+    const auto source = in.load_source(row), grad_z = incoming.load_z(row), half_grad_kl = incoming.load_half_kl(row);
     Raw<T, width> to_q, to_p;
     Values<T, width> to_latent;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const StepGradients<T> grads =
           backward_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], p.mean.at[i], p.logvar.at[i], source.at[i],
-                                 {grad_z.at[i], grad_kl.at[i], incoming.log_q});
+                                 {grad_z.at[i], half_grad_kl.at[i], incoming.half_log_q});
       to_q.mean.at[i] = grads.q_mean;
       to_q.logvar.at[i] = grads.q_logvar;
       to_p.mean.at[i] = grads.p_mean;
