@@ -88,9 +88,19 @@ class NormalStochasticBlock(ComposedStep):
         validate_args: bool = False,
     ) -> None:
         """Set the options that upstream's block does not have; the class docstring tells them."""
+        self.check_options(allow_oddsizes=allow_oddsizes, rng=rng, validate_args=validate_args)
+        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
+
+    @staticmethod
+    def check_options(
+        *,
+        allow_oddsizes: bool = False,
+        rng: Literal["torch", "philox"] | None = None,
+        validate_args: bool = False,
+    ) -> None:
+        """Raise ValueError or TypeError for options that `set_options` would not take."""
         if rng not in (None, "torch", "philox"):
             raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
-        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
 
     def forward(
         self,
