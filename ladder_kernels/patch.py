@@ -132,7 +132,7 @@ def _fused(original: type) -> type:
 
 
 def _reduce(block: Any) -> tuple[Any, ...]:
-    """What pickle and deepcopy do to any object, but they look a class up by its name, which this one has not."""
+    """What pickle does to any object, but it looks a class up by its name, and there it would not find this one."""
     _, _, *state = block.__reduce_ex__(2)
     return _new_fused, (_original(block),), *state
 
