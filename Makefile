@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench train lint types audit hostcost wheels plots readme info cuda sanitize clean
+.PHONY: help demo test bench train lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -60,6 +60,20 @@ sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and Und
 	$(SANITIZED_PYTHON) -c 'import torch, ladder_kernels._C as built; assert "$(SANITIZED)" in built.__file__, built.__file__'
 	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton" \
 	  $(SANITIZED_TESTS) $(ARGS)
+
+# Another torch than the pinned one, so that the kernels are built against two.
+FRESH := out/fresh
+FRESH_TORCH := torch==2.13.0
+fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty environment
+	rm -rf $(FRESH)
+	$(BIN)/python setup.py --quiet sdist --formats=gztar --dist-dir $(FRESH)
+	tar -xzf $(FRESH)/*.tar.gz -C $(FRESH) --strip-components=1
+	sed -n '/^```sh$$/,/^```$$/p' README.md | grep -v '^```' >$(FRESH)/commands
+	echo $(FRESH_TORCH) >$(FRESH)/constraints.txt
+	$(PYTHON) -m venv $(FRESH)/venv
+	cd $(FRESH) && . venv/bin/activate && PIP_QUIET=1 PIP_CONSTRAINT=constraints.txt sh -ex commands
+	cd $(FRESH) && LADDER_KERNELS_BACKEND=cpp venv/bin/python -P -c \
+	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
 	$(BIN)/python -m bench.plots $(ARGS)

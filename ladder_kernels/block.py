@@ -87,8 +87,13 @@ class NormalStochasticBlock(ComposedStep):
         self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
 
     @staticmethod
-    def check_options(*, allow_oddsizes: bool = False, rng: str | None = None, validate_args: bool = False) -> None:
-        """Raise ValueError for an option of `set_options` that is none."""
+    def check_options(
+        *,
+        allow_oddsizes: bool = False,
+        rng: Literal["torch", "philox"] | None = None,
+        validate_args: bool = False,
+    ) -> None:
+        """Raise ValueError or TypeError for options that `set_options` would not take."""
         if rng not in (None, "torch", "philox"):
             raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
 

@@ -4,8 +4,11 @@ The only module that knows how upstream's block looks. A block changes its class
 hooks and place in the model stay, so an optimizer or a checkpoint never notices.
 """
 
+import copyreg
+import functools
 import inspect
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -26,6 +29,34 @@ _METHODS = ("forward", "sample_from_q", *STAGES)
 _OPTIONS = ("allow_oddsizes", "rng", "validate_args")
 _ORIGINAL_CLASS = "_ladder_kernels_original_class"
 
+# Blocks of other libraries, the first that fits: how to recognise one, why it stays and what to use instead.
+_OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
+    (
+        lambda block: "NonStochastic" in type(block).__name__,
+        "it takes the mean of q and has no KL, so there is nothing to fuse",
+    ),
+    (
+        lambda block: hasattr(block, "process_q_params") and _takes(block, "use_mode"),
+        "it is the block of uSplit, denoiSplit or CAREamics before 0.0.5, which takes use_mode and treats odd sizes in "
+        "another way: use ladder_kernels.normal_sample_kl(..., logvar_max=var_clip_max) between its convolutions, with "
+        "stable=False where it has use_naive_exponential",
+    ),
+    (
+        lambda block: _takes(block, "use_mode") and _takes(block, "analytical_kl"),
+        "its variance is exp of the log-variance (HDN, ladder-vae-pytorch): "
+        "use ladder_kernels.normal_sample_kl(..., stable=False) between its convolutions",
+    ),
+    (
+        lambda block: _takes(block, "use_mode"),
+        "its standard deviation is softplus of what the convolution gives (COSDD): give its mean and 2 log std, "
+        "concatenated, to ladder_kernels.normal_sample_kl(..., stable=False, analytical_kl=True)",
+    ),
+    (
+        lambda block: True,
+        f"it is not the {UPSTREAM_NAME} of CAREamics: ladder_kernels.normal_sample_kl may do what its forward does",
+    ),
+]
+
 
 class PatchReport(NamedTuple):
     """Names of modules: those that now run fused, and those that look like the block but were left, with the reason."""
@@ -45,15 +76,16 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
 
     `block_options` are those of `NormalStochasticBlock.set_options`: `allow_oddsizes`, `rng`, `validate_args`.
     Calling it again sets the options anew. Other instances of the model's class are not touched, nor are blocks of
-    ours that were there before. Raises ValueError or TypeError for a wrong option, before anything is changed.
+    ours that were there before. A patched block is still an instance of its own class. Raises ValueError or TypeError
+    for a wrong option, before anything is changed.
     """
-    NormalStochasticBlock(1, 1, 1, **block_options)
+    NormalStochasticBlock.check_options(**block_options)
     patched, skipped = [], {}
     for name, module in model.named_modules():
-        if _ORIGINAL_CLASS in module.__dict__:
+        if _is_patched(module):
             module.set_options(**block_options)
             patched.append(name)
-        elif _looks_like_the_block(type(module), module):
+        elif _does_the_job(module):
             reason = _reason_to_skip(module)
             if reason is None:
                 _patch(module, block_options)
@@ -64,49 +96,99 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
-    """Give every patched block its own class back; returns the names of the modules."""
-    restored = []
-    for name, module in model.named_modules():
-        original = module.__dict__.get(_ORIGINAL_CLASS)
-        if original is None:
-            continue
-        module.__class__ = original
-        for attribute in (_ORIGINAL_CLASS, *_OPTIONS):
-            delattr(module, attribute)
-        restored.append(name)
-    return restored
+    """Give every patched block its own class back; returns the names of the modules.
+
+    Raises RuntimeError, before anything is changed, if a block was wrapped after it was patched.
+    """
+    patched = {name: module for name, module in model.named_modules() if _is_patched(module)}
+    for name, module in patched.items():
+        if type(module) is not _fused(_original(module)):
+            changed = f"{name!r} became a {type(module).__name__} after patch_model"
+            raise RuntimeError(f"{changed}: unpatch_model can only come before what did that, as fully_shard does")
+        if "forward" in vars(module):
+            raise RuntimeError(f"the forward of {name!r} was replaced after patch_model: undo that, then unpatch")
+    for module in patched.values():
+        module.__class__ = _original(module)
+        for option in _OPTIONS:
+            delattr(module, option)
+    return list(patched)
 
 
 def _patch(module: Any, block_options: dict[str, Any]) -> None:
-    setattr(module, _ORIGINAL_CLASS, type(module))
-    module.__class__ = NormalStochasticBlock
+    original: type = type(module)
+    module.__class__ = _fused(original)
     module.set_options(**block_options)
     if module._vanilla_latent_hw is not None:
         # CAREamics leaves a numpy integer, which torch.compile would take for an array.
         module._vanilla_latent_hw = int(module._vanilla_latent_hw)
 
 
-def _looks_like_the_block(cls: type, module: nn.Module) -> bool:
-    """By what it has, not by where it comes from; methods of the class, so that a wrapper does not pass for it."""
-    if issubclass(cls, NormalStochasticBlock):
+@functools.cache
+def _fused(original: type) -> type:
+    """The class of patched instances of `original`: our methods, while `isinstance` still finds the original."""
+    fused = type(original.__name__, (NormalStochasticBlock, original), {_ORIGINAL_CLASS: original})
+    copyreg.pickle(fused, _reduce)
+    return fused
+
+
+def _reduce(block: Any) -> tuple[Any, ...]:
+    """What pickle does to any object, but it looks a class up by its name, and there it would not find this one."""
+    _, _, *state = block.__reduce_ex__(2)
+    return _new_fused, (_original(block),), *state
+
+
+def _new_fused(original: type) -> Any:
+    return object.__new__(_fused(original))
+
+
+def _is_patched(module: nn.Module) -> bool:
+    return hasattr(type(module), _ORIGINAL_CLASS)
+
+
+def _original(module: nn.Module) -> type:
+    return getattr(type(module), _ORIGINAL_CLASS)
+
+
+def _does_the_job(module: nn.Module) -> bool:
+    """By name or by its convolutions, whoever wrote it; children, so that a wrapper does not pass for what it wraps."""
+    if isinstance(module, NormalStochasticBlock):
         return False
-    return all(callable(getattr(cls, method, None)) for method in _METHODS) and all(
-        hasattr(module, attribute) for attribute in _ATTRIBUTES
-    )
+    children = {name for name, _ in module.named_children()}
+    return "StochasticBlock" in type(module).__name__ or children >= {"conv_in_q", "conv_out"}
 
 
 def _reason_to_skip(module: nn.Module) -> str | None:
     """Why the fused block would not do what this one does, or None."""
     cls = type(module)
     lineage = list(itertools.takewhile(lambda c: c.__name__ != UPSTREAM_NAME, cls.__mro__))
-    if len(lineage) == len(cls.__mro__):
-        return f"it is a {cls.__name__}, not a {UPSTREAM_NAME}"
+    if len(lineage) == len(cls.__mro__) or not _is_upstream(module):
+        return next(reason for fits, reason in _OTHER_BLOCKS if fits(module))
+    if any(c.__name__ == "FSDPModule" for c in lineage):
+        return "fully_shard has changed its class: call patch_model before fully_shard"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance, which would hide ours: call patch_model before that"
     own = {name for c in lineage for name in vars(c) if not name.startswith("__")}
-    own |= {name for name in _METHODS if name in module.__dict__}
+    own |= {name for name in _METHODS if name in vars(module)}
     if own:
         return f"it adds or overrides {', '.join(sorted(own))}"
-    accepted = inspect.signature(NormalStochasticBlock.forward).parameters
-    unknown = [name for name in inspect.signature(cls.forward).parameters if name not in accepted]
+    unknown = _named_parameters(cls.forward) - _named_parameters(NormalStochasticBlock.forward)
     if unknown:
-        return f"its forward takes {', '.join(unknown)}"
+        return f"its forward takes {', '.join(sorted(unknown))}"
     return None
+
+
+def _is_upstream(module: nn.Module) -> bool:
+    """By what it has, not by where it comes from."""
+    return all(callable(getattr(type(module), method, None)) for method in _METHODS) and all(
+        hasattr(module, attribute) for attribute in _ATTRIBUTES
+    )
+
+
+def _takes(block: nn.Module, argument: str) -> bool:
+    return argument in _named_parameters(type(block).forward)
+
+
+def _named_parameters(function: Callable[..., Any]) -> set[str]:
+    """Without *args and **kwargs, which are all that a wrapper shows of what it wraps."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name for name, p in inspect.signature(function).parameters.items() if p.kind not in variable}

@@ -34,7 +34,7 @@ def patched(model: LadderVAE, **block_options: Any) -> LadderVAE:
 
 
 def runs_fused(model: nn.Module) -> bool:
-    return all(type(block) is NormalStochasticBlock for block in blocks(model).values())
+    return all(isinstance(block, NormalStochasticBlock) for block in blocks(model).values())
 
 
 def is_upstream(model: nn.Module) -> bool:
