@@ -55,7 +55,6 @@ BACKWARD = {
 OPERATIONS = {"forward": FORWARD, "backward": BACKWARD, "sample": SAMPLE}
 
 
-
 def _no_kl(kl, value):
     return kl != "none" or not value
 
@@ -99,9 +98,7 @@ def possible(row: Row) -> bool:
 @functools.cache
 def rows() -> list[tuple[str, Row]]:
     """Operation and choices."""
-    return [
-        (operation, row) for operation, factors in OPERATIONS.items() for row in covering_rows(factors, possible)
-    ]
+    return [(operation, row) for operation, factors in OPERATIONS.items() for row in covering_rows(factors, possible)]
 
 
 SPACE = {
@@ -189,7 +186,7 @@ def fault(target: str, operation: str, row: Row) -> str | None:
     try:
         launch(operation, row)
     except Exception:
-        return f"{target} {operation} {row}\n{traceback.format_exc()}"
+        return f"{target} {operation} {row}\n{traceback.format_exc(limit=0)}"
     return None
 
 
