@@ -4,8 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 # Backend, architecture, lanes of a warp.
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32)}
-TARGETS |= {"gfx942": ("hip", "gfx942", 64)}
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
 # What every target has, in bytes; Triton refuses a kernel that asks for more.
 SHARED_MEMORY = 1 << 16
