@@ -5,6 +5,7 @@ These are the torch backend's. Were they wrong themselves, upstream would be fou
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,7 +74,8 @@ def _expected(rows: slice, noise: Tensor, case: Case, inputs: Inputs) -> dict[st
     """The exact results of a slice of the batch, by the names of `fault`."""
     q, p, eps = (tensor.detach()[rows].double() for tensor in (inputs.q, inputs.p, noise))
     window = restricted_window(case.space, case.window)
-    step = Step("noise", case.analytic, logvar_max=LOGVAR_MAX, window=window)
+    kl: Literal["analytic", "monte_carlo"] = "analytic" if case.analytic else "monte_carlo"
+    step = Step("noise", kl, logvar_max=LOGVAR_MAX, window=window)
     if case.prediction:
         return {"z": oracle.sample(q, eps, step)}
     outputs = oracle.forward(q, p, eps, step)

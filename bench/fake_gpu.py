@@ -1,15 +1,67 @@
-"""A GPU that is not there, as far as Triton needs one to compile and to go through a launch."""
+"""A GPU that is not there: for it the Triton backend's kernels are compiled, and launched into nothing."""
 
+from collections.abc import Callable
 from typing import Any
+
+# Backend, architecture, lanes of a warp.
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
+# What every target has, in bytes; Triton refuses a kernel that asks for more.
+SHARED_MEMORY = 1 << 16
+
+
+def install(name: str) -> None:
+    """From now on Triton and our backend take the GPU to be this target, whatever this machine has."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from ladder_kernels.backends import triton as backend
+
+    target = GPUTarget(*TARGETS[name])
+    # Triton caches kernels by device number: another target needs another one.
+    driver.set_active(FakeDriver(target, list(TARGETS).index(name)))
+    backend.WARP_SIZE, backend.NVIDIA = target.warp_size, target.backend == "cuda"
+
+
+def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that `call` launches, compiled: each with its keyword arguments."""
+    from ladder_kernels.backends import triton as backend
+
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    kernels = {name: getattr(backend, name) for name in KERNELS}
+    for name, kernel in kernels.items():
+        setattr(backend, name, _Recorder(kernel, launches))
+    try:
+        call()
+    finally:
+        for name, kernel in kernels.items():
+            setattr(backend, name, kernel)
+    return launches
+
+
+class _Recorder:
+    """A kernel that is compiled where it would be launched."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.launches.append((self.kernel.warmup(*args, grid=grid, **kwargs), kwargs))
+
+        return launch
 
 
 class FakeDriver:
-    """Stands in for Triton's driver: kernels are compiled for `target`, and launched into nothing."""
+    """Stands in for Triton's driver."""
 
-    def __init__(self, target: Any, device: int = 0) -> None:
-        self.target = target
-        # Triton caches kernels by device number: another target needs another one.
-        self.device = device
+    def __init__(self, target: Any, device: int) -> None:
+        self.target, self.device = target, device
         self.utils = self
         self.launcher_cls = _no_launch
 
@@ -23,7 +75,7 @@ class FakeDriver:
         return 0
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 1 << 30}
+        return {"max_shared_mem": SHARED_MEMORY}
 
     def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
         """Module, function, registers, spills, threads."""

@@ -16,17 +16,14 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
-from bench.fake_gpu import FakeDriver
+from bench.fake_gpu import install
 from ladder_kernels.autograd import NormalSampleKL
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
 
 SHAPE = (8, 128, 4, 4)
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel")
-H200 = GPUTarget("cuda", 90, 32)
 
 
 class _Nothing:
@@ -74,7 +71,7 @@ def measure(repeats: int) -> dict[str, tuple[float, float, float]]:
     rows["+ autograd"] = microseconds(differentiated, repeats)
     for name in KERNELS:
         setattr(backend, name, getattr(kernels, name))
-    driver.set_active(FakeDriver(H200))
+    install("sm_90")
     rows["+ Triton's launcher, three launches"] = microseconds(differentiated, repeats)
     return rows
 

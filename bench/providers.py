@@ -1,6 +1,7 @@
 """Who computes the step: upstream in three ways, and every backend of ladder_kernels, with torch's noise or Philox."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from bench.timing import Stages
 from bench.upstream import upstream_block
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
 from ladder_kernels.backends.select import reason_unavailable
-from ladder_kernels.geometry import latent_shape, view_in_memory_order
+from ladder_kernels.geometry import in_memory_order, is_channels_last, latent_shape
 from ladder_kernels.noise import draw_seed, philox_normal
 
 SUMS = ("kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "logprob_q")
@@ -87,8 +88,8 @@ def noise_of(provider: Provider, inputs: Inputs) -> Tensor | None:
     if provider.noise == "compiler":
         return None
     if provider.noise == "philox":
-        flat = philox_normal(draw_seed(device), shape.numel(), torch.float32)
-        return view_in_memory_order(flat, inputs.q)
+        flat = philox_normal(draw_seed(device), math.prod(shape), torch.float32)
+        return in_memory_order(flat, shape, is_channels_last(inputs.q))
     # Under autocast upstream draws in half precision.
     return torch.randn(shape, dtype=inputs.q.dtype if provider.noise == "upstream" else torch.float32, device=device)
 

@@ -24,6 +24,7 @@ NAME = "triton"
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 WARP_SIZE = 64 if torch.version.hip else 32
+NVIDIA = torch.version.cuda is not None
 REDUCE_BLOCK = 256
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -253,7 +254,7 @@ def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> 
         "BLOCK_ROWS": tiles.block_rows,
         "BLOCK_COLUMNS": tiles.block_columns,
         "COMPUTE": _TRITON_DTYPE[dtype],
-        "FAST": dtype == torch.float32 and not INTERPRETED and torch.version.cuda is not None,
+        "FAST": dtype == torch.float32 and NVIDIA and not INTERPRETED,
         "num_warps": tiles.warps(WARP_SIZE),
         # Explicit: Triton is about to change its default.
         "enable_fp_fusion": True,
