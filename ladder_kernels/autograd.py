@@ -83,9 +83,7 @@ class NormalSampleKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensors:
-        found = step_gradients(
-            ctx.backend, ctx.saved_tensors, ctx.step, StepGrads(*grads), ctx.needs_input_grad[:3]
-        )
+        found = step_gradients(ctx.backend, ctx.saved_tensors, ctx.step, StepGrads(*grads), ctx.needs_input_grad[:3])
         return (*found, None, None)
 
 

@@ -35,24 +35,15 @@ def collect() -> dict[str, Any]:
             "careamics": _version("careamics"),
         },
         "devices": _devices(),
-        "backends": {name: _reason_unavailable(name) or "usable" for name in select.NAMES},
+        "backends": {name: select.reason_unavailable(name) or "usable" for name in select.NAMES},
         "environment": _environment(),
     }
 
 
-def _reason_unavailable(backend: str) -> str | None:
-    try:
-        return select.reason_unavailable(backend)
-    except Exception as error:  # whatever a broken library raises when it is imported: this page is there to say it
-        return f"{type(error).__name__}: {error}"
-
-
 def _environment() -> dict[str, str]:
     values = {name: os.environ[name] for name in ENVIRONMENT_VARIABLES if name in os.environ}
-    forced = values.get(select.ENVIRONMENT_VARIABLE)
-    if forced and forced not in select.NAMES:
-        values[select.ENVIRONMENT_VARIABLE] = f"{forced!r} is no backend; there are {', '.join(select.NAMES)}"
-    return values
+    fault = select.fault_of_environment()
+    return values if fault is None else values | {select.ENVIRONMENT_VARIABLE: fault}
 
 
 def _version(distribution: str) -> str | None:

@@ -197,9 +197,7 @@ def _register(cls: type[_Parameter]) -> None:
         vars(parameter).update(settings)
         return parameter
 
-    _pytree.register_pytree_node(
-        cls, flatten, unflatten, serialized_type_name=f"ladder_kernels.params.{cls.__name__}"
-    )
+    _pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"ladder_kernels.params.{cls.__name__}")
 
 
 _register(StableMean)

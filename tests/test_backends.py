@@ -1,10 +1,12 @@
 """Selection of the backend: forced, automatic, and what the user is told."""
 
+import asyncio
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import ladder_kernels
 from ladder_kernels.backends import select
+from ladder_kernels.noise import philox_normal
 
 
 @pytest.fixture
@@ -65,14 +68,73 @@ def test_the_automatic_choice_falls_back_and_says_so_once(reason, request, caplo
     assert "broken" in caplog.text or "too blue" in caplog.text
 
 
+def served() -> str:
+    q = torch.zeros(1, 2, 3)
+    return select.choose(q, None, None).NAME
+
+
 def test_use_backend_nests_and_restores():
-    before = select._forced
+    before = served()
     with ladder_kernels.use_backend("torch"):
-        assert select._forced == "torch"
-        with pytest.raises(RuntimeError), ladder_kernels.use_backend("torch"):
+        assert served() == "torch"
+        with pytest.raises(RuntimeError), ladder_kernels.use_backend("triton"):
+            assert served() == "triton"
             raise RuntimeError
-        assert select._forced == "torch"
-    assert select._forced == before
+        assert served() == "torch"
+    assert served() == before
+
+
+def test_use_backend_holds_for_its_own_thread_alone():
+    before, seen = served(), {}
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with ladder_kernels.use_backend("torch"):
+            entered.set()
+            leave.wait()
+            seen["inside"] = served()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with ladder_kernels.use_backend("triton"):
+        leave.set()
+        thread.join()  # it leaves its block while this one is open
+        seen["here"] = served()
+    assert seen == {"inside": "torch", "here": "triton"}
+    assert served() == before
+
+
+def test_use_backend_holds_for_its_own_task_alone():
+    before = served()
+
+    async def forced(name):
+        with ladder_kernels.use_backend(name):
+            await asyncio.sleep(0)
+            found = served()
+            await asyncio.sleep(0)
+        return found, served()
+
+    async def both():
+        return await asyncio.gather(forced("torch"), forced("triton"))
+
+    assert asyncio.run(both()) == [("torch", before), ("triton", before)]
+
+
+@pytest.mark.parametrize("name", select.NAMES)
+def test_noise_is_philox_by_default_where_a_kernel_makes_it(monkeypatch, name):
+    """Of a backend that runs here in another's place: what is drawn depends on which one serves."""
+    stand_in = SimpleNamespace(**{**vars(select.load("torch")), "NAME": name})
+    monkeypatch.setattr(select, "_find", lambda _: (stand_in, None))
+    q = torch.zeros(1, 2, 8)
+    torch.manual_seed(0)
+    z = ladder_kernels.normal_sample(q, stable=False)
+    torch.manual_seed(0)
+    if name in ("triton", "cuda"):
+        expected = philox_normal(torch.randint(2**63 - 1, ()), 8, torch.float32).view(1, 1, 8)
+    else:
+        expected = torch.randn(1, 1, 8)
+    torch.testing.assert_close(z, expected)
 
 
 def python(code_or_module, *arguments, **environment):
@@ -86,7 +148,11 @@ def test_the_environment_forces_a_backend_but_never_breaks_the_import():
     assert good.returncode == 0
     bad = python(["-c", code], LADDER_KERNELS_BACKEND="numpy")
     assert bad.stdout == "imported\n"
-    assert "unknown backend 'numpy'" in bad.stderr
+    assert "LADDER_KERNELS_BACKEND='numpy' names an unknown backend; there are torch, cpp" in bad.stderr
+    empty = python(["-c", code], LADDER_KERNELS_BACKEND="")
+    assert empty.returncode == 0
+    unable = python(["-c", code], LADDER_KERNELS_BACKEND="cuda")
+    assert "LADDER_KERNELS_BACKEND='cuda' cannot run here" in unable.stderr
 
 
 @pytest.mark.parametrize("missing", ["triton", "careamics", "torchvision"])
@@ -94,6 +160,38 @@ def test_the_import_needs_nothing_optional(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; import ladder_kernels.info; ladder_kernels.info.collect()"
     result = python(["-c", code])
     assert result.returncode == 0, result.stderr
+
+
+BROKEN_TRITON = """
+import importlib.abc, sys
+
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "triton":
+            raise OSError("libcuda.so.1: cannot open shared object file")
+
+sys.meta_path.insert(0, Broken())
+import torch, ladder_kernels
+from ladder_kernels.backends.select import reason_unavailable
+print(reason_unavailable("triton"))
+ladder_kernels.normal_sample(torch.zeros(1, 2, 3))
+from ladder_kernels import info
+info.collect()
+"""
+
+
+def test_whatever_a_broken_triton_raises_is_a_reason():
+    result = python(["-c", BROKEN_TRITON])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "OSError: libcuda.so.1: cannot open shared object file\n"
+
+
+def test_the_import_is_light():
+    """Neither the compiler nor Triton: they take seconds."""
+    code = "import torch, sys; before = set(sys.modules); import ladder_kernels; print(*(set(sys.modules) - before))"
+    added = python(["-c", code]).stdout.split()
+    heavy = ("triton", "torch._dynamo", "torch._inductor", "sympy", "careamics", "torch.testing", "scipy")
+    assert not [name for name in added if name.startswith(heavy)]
 
 
 def test_info_tells_every_backend_and_the_environment():

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -434,6 +435,171 @@ def test_no_gradient_is_computed_for_what_needs_none(backend):
     assert not normal_sample_kl(q, None).z.requires_grad
 
 
+@pytest.mark.parametrize("path", ["backward", "create_graph", "torch.func", "compiled"])
+def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backend, path):
+    """A learned top prior starts there. Once, not twice or never, as the gradient of two clamps may be."""
+    q, p = packed((2, 2, 3, 3), torch.float64), torch.zeros(1, 4, 3, 3, dtype=torch.float64)
+    noise, weights = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+
+    def loss(p, step=normal_sample_kl):
+        outputs = step(q, p, noise=noise, logvar_max=20.0)
+        return ((outputs["kl_samplewise"] if isinstance(outputs, dict) else outputs.kl_samplewise) * weights).sum()
+
+    leaf = p.clone().requires_grad_()
+    if path == "torch.func":
+        grad = torch.func.grad(loss)(p)
+    elif path == "compiled":
+        torch._dynamo.reset()
+        (grad,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(leaf), leaf)
+        torch._dynamo.reset()
+    else:
+        (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=path == "create_graph")
+    below = (p - 1e-9).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(below, oracle.step), below)
+    torch.testing.assert_close(grad.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_does_not_depend_on_a_differentiable_input_has_gradient_zero(backend, create_graph):
+    p = packed((2, 2, 3, 3)).requires_grad_()
+    z = normal_sample_kl(packed((2, 2, 3, 3)), p, noise=torch.randn(2, 2, 3, 3)).z
+    (grad,) = torch.autograd.grad(z, p, torch.randn(z.shape), create_graph=create_graph)
+    assert torch.equal(grad, torch.zeros_like(p))
+
+
+def one(*values):
+    """A packed parameter of one element."""
+    return torch.tensor(values).view(1, 2, 1)
+
+
+# Each against the plain formula in float64, which is finite there.
+EXTREMES = {
+    "exp map, 1 / std overflows, mean equal": (
+        {"q_params": one(1.0, -180.0), "p_params": one(1.0, -180.0)},
+        {"mode": True, "stable": False},
+    ),
+    "exp map, 1 / std overflows, means apart": (
+        {"q_params": one(0.0, -185.0), "p_params": one(0.0, -181.0), "noise": torch.tensor([[[0.5]]])},
+        {"stable": False},
+    ),
+    "exp map, analytic, 1 / std overflows": (
+        {"q_params": one(1.0, -200.0), "p_params": one(1.0, -200.25)},
+        {"mode": True, "stable": False, "analytical_kl": True},
+    ),
+    "exp map, given latent, analytic": (
+        {"q_params": one(1.0, -110.0), "p_params": one(0.7, 1.35), "latent": torch.zeros(1, 1, 1)},
+        {"stable": False, "analytical_kl": True},
+    ),
+    "a gradient next to overflow": (
+        {"q_params": one(1.5e19, 0.0), "p_params": one(0.0, 0.0)},
+        {"mode": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "options"), EXTREMES.values(), ids=EXTREMES)
+def test_nothing_overflows_where_the_truth_does_not(backend, given, options):
+    incoming = {"kl_samplewise": torch.tensor([1.9])}
+    ours, our_grads = run(normal_sample_kl, given, {**options, "elementwise": True}, incoming)
+    exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), options, incoming)
+    assert ours["z"].isfinite().all()
+    torch.testing.assert_close(ours["kl_samplewise"].double(), exact["kl_samplewise"], rtol=1e-4, atol=1e-4)
+    for name, grad in our_grads.items():
+        # To float32's range: what the truth rounds to.
+        torch.testing.assert_close(grad, exact_grads[name].float(), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("raw", [math.nan, -math.inf, math.inf])
+def test_a_term_whose_gradient_does_not_arrive_does_not_exist(backend, raw):
+    """z of the mode does not depend on the variance, whatever that is."""
+    q = one(1.0, raw).requires_grad_()
+    z = normal_sample_kl(q, one(0.0, math.nan), mode=True).z
+    (grad,) = torch.autograd.grad(z, q, torch.tensor([[[3.0]]]))
+    assert grad.flatten().tolist() == [3.0, 0.0]
+    (grad,) = torch.autograd.grad(normal_sample(q, mode=True), q, torch.tensor([[[3.0]]]))
+    assert grad.flatten().tolist() == [3.0, 0.0]
+
+
+def test_float64_is_clamped_in_float64(backend):
+    """0.1 has another value in float32, and 1e-50 none."""
+    for bound in (0.1, 1e-50):
+        q = torch.tensor([0.0, bound], dtype=torch.float64).view(1, 2, 1).requires_grad_()
+        step = normal_sample_kl(q, None, mode=True, logvar_max=bound)
+        torch.testing.assert_close(step.qvar_max.item(), math.log(1 + bound + 1e-6), rtol=0, atol=1e-15)
+        (grad,) = torch.autograd.grad(step.logprob_q.sum(), q)
+        assert grad[0, 1, 0] != 0
+
+
+def test_infinite_noise_with_a_temperature_is_infinite(backend):
+    noise = torch.tensor([math.inf, -math.inf, 1.0]).view(1, 1, 3)
+    z = normal_sample(torch.zeros(1, 2, 3), noise=noise, temperature=0.7, stable=False)
+    torch.testing.assert_close(z.flatten(), torch.tensor([math.inf, -math.inf, 0.7]))
+
+
+def test_negative_views_are_read_with_their_sign(backend):
+    """`conj().imag` and the gradients that come back through it negate when they are read, not in memory."""
+    values = torch.randn(2, 4, 3, 3, dtype=torch.complex64)
+    negative = values.conj().imag
+    assert negative.is_neg()
+    q, noise = -values.imag.clone(), torch.randn(2, 2, 3, 3, dtype=torch.complex64)
+    expected = normal_sample_kl(q, q, noise=-noise.imag.clone())
+    step = normal_sample_kl(negative, negative, noise=noise.conj().imag)
+    torch.testing.assert_close(step.z, expected.z)
+    torch.testing.assert_close(step.kl_spatial, expected.kl_spatial)
+    leaf, incoming = q.requires_grad_(), torch.randn(2, 2, 3, 3, dtype=torch.complex64).conj().imag
+    z = normal_sample_kl(leaf, None, noise=-noise.imag.clone()).z
+    (grad,) = torch.autograd.grad(z, leaf, incoming, retain_graph=True)
+    (expected_grad,) = torch.autograd.grad(z, leaf, incoming.resolve_neg().clone())
+    torch.testing.assert_close(grad, expected_grad)
+
+
+def test_the_noise_of_a_seed_has_the_order_of_the_call_in_backward_too(backend):
+    """However the saved parameters come back: from the CPU or a disk they may be contiguous."""
+    q = packed((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 3, 4, 5)
+    (expected,) = torch.autograd.grad(normal_sample(q, seed=7), q, weights)
+    to_contiguous = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    )
+    with to_contiguous:
+        z = normal_sample(q, seed=7)
+        kl = normal_sample_kl(q, None, seed=7).kl_samplewise
+    (grad,) = torch.autograd.grad(z, q, weights)
+    torch.testing.assert_close(grad, expected)
+    (grad,) = torch.autograd.grad(kl, q, weights[:, 0, 0, 0])
+    (expected,) = torch.autograd.grad(normal_sample_kl(q, None, seed=7).kl_samplewise, q, weights[:, 0, 0, 0])
+    torch.testing.assert_close(grad, expected)
+
+
+def test_any_integer_is_a_seed():
+    q = packed((1, 2, 3))
+    for seed, same in (
+        (np.int32(5), 5),
+        (np.uint64(2**64 - 3), -3),
+        (2**64 - 3, -3),
+        (2**64 + 5, 5),
+        (-(2**63) - 1, 2**63 - 1),
+        (torch.tensor([5]), 5),
+    ):
+        assert torch.equal(normal_sample(q, seed=seed), normal_sample(q, seed=same)), seed
+    normal_sample(q, seed=torch.initial_seed())
+
+
+def test_numpy_numbers_are_numbers():
+    q, noise = packed((1, 2, 4, 4)), torch.randn(1, 2, 4, 4)
+    step = normal_sample_kl(
+        q,
+        None,
+        noise=noise,
+        temperature=np.float32(0.5),
+        logvar_max=np.float64(0.5),
+        vanilla_latent_hw=np.int64(2),
+    )
+    expected = normal_sample_kl(q, None, noise=noise, temperature=0.5, logvar_max=0.5, vanilla_latent_hw=2)
+    assert torch.equal(step.z, expected.z)
+    assert torch.equal(step.kl_samplewise_restricted, expected.kl_samplewise_restricted)
+
+
 WRONG = {
     "odd channels": (ValueError, {"q_params": torch.zeros(1, 3, 4, 4)}),
     "no space": (ValueError, {"q_params": torch.zeros(1, 4)}),
@@ -447,6 +613,19 @@ WRONG = {
     "seed of two": (ValueError, {"seed": torch.tensor([1, 2])}),
     "float seed": (ValueError, {"seed": torch.tensor(1.0)}),
     "noise with gradient": (ValueError, {"noise": torch.zeros(2, 2, 4, 4, requires_grad=True)}),
+    "no q": (TypeError, {"q_params": None}),
+    "q as a list": (TypeError, {"q_params": [[1.0]]}),
+    "p as a str": (TypeError, {"p_params": "p"}),
+    "noise as a list": (TypeError, {"noise": [0.0]}),
+    "seed with a fraction": (TypeError, {"seed": 1.5}),
+    "seed as a str": (TypeError, {"seed": "7"}),
+    "window as a float": (TypeError, {"vanilla_latent_hw": 2.0}),
+    "window below zero": (ValueError, {"vanilla_latent_hw": -3}),
+    "window of nothing": (ValueError, {"vanilla_latent_hw": 0}),
+    "temperature as a tensor": (TypeError, {"temperature": torch.tensor(1.0, requires_grad=True)}),
+    "temperature as a str": (TypeError, {"temperature": "1"}),
+    "bound as a str": (TypeError, {"logvar_max": "20"}),
+    "bound as a tensor": (TypeError, {"logvar_max": torch.tensor(20.0)}),
     "tensor elsewhere": (ValueError, {"p_params": torch.zeros(2, 4, 4, 4, device="meta")}),
 }
 
@@ -454,7 +633,9 @@ WRONG = {
 @pytest.mark.parametrize(("error", "wrong"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_named(error, wrong):
     call = {"q_params": torch.zeros(2, 4, 4, 4), "p_params": None, **wrong}
-    with pytest.raises(error, match=r"q_params|p_params|noise|latent|seed"):
+    with pytest.raises(
+        error, match=r"^(q_params|p_params|noise|latent|z|seed|vanilla_latent_hw|temperature|logvar_max)"
+    ):
         normal_sample_kl(**call)
 
 

@@ -127,7 +127,9 @@ def exported(case: Case) -> Callable[..., tuple[Tensor, ...]]:
 
 def saved_contiguous(case: Case) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What save_on_cpu and offloading do: a saved tensor comes back with other strides."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
         outputs = case()
     return outputs, case.gradients(outputs)
 

@@ -1,0 +1,274 @@
+"""The block's `data` is a plain dict: no value depends on when, where or how it is read."""
+
+import copy
+import math
+import os
+import pickle
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree
+
+from ladder_kernels import NormalStochasticBlock
+from ladder_kernels.params import StableLogVar, StableMean
+
+TENSORS = (
+    "kl_elementwise",
+    "kl_samplewise",
+    "kl_samplewise_restricted",
+    "kl_spatial",
+    "kl_channelwise",
+    "z",
+    "logprob_q",
+    "qvar_max",
+)
+
+
+def block(**settings):
+    return NormalStochasticBlock(6, 4, 5, vanilla_latent_hw=4, **settings)
+
+
+def features(requires_grad=False):
+    return torch.randn(3, 6, 8, 8, requires_grad=requires_grad)
+
+
+def predict(module, p, q, **options):
+    return module(p, q, mode_pred=True, var_clip_max=20.0, **options)[1]
+
+
+def test_it_is_a_plain_dict_of_tensors(backend):
+    _, data = block()(features(), features())
+    assert type(data) is dict
+    assert all(isinstance(data[key], torch.Tensor) for key in TENSORS)
+
+
+def test_a_kl_first_read_without_gradients_still_has_one(backend):
+    q = features(requires_grad=True)
+    _, data = block()(features(), q)
+    with torch.no_grad():
+        data["kl_elementwise"].mean()  # for a log
+    weights = torch.randn(3)
+    by_elements = torch.autograd.grad((data["kl_elementwise"].flatten(1).sum(1) * weights).sum(), q, retain_graph=True)
+    by_samples = torch.autograd.grad((data["kl_samplewise"] * weights).sum(), q)
+    torch.testing.assert_close(by_elements[0], by_samples[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rng", ["torch", "philox"])
+def test_the_elementwise_kl_is_that_of_the_sample_drawn(backend, rng):
+    _, data = block(rng=rng)(features(), features())
+    torch.testing.assert_close(data["kl_elementwise"].sum(1), data["kl_spatial"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+def test_z_edited_in_place_changes_nothing_else(backend, mode_pred):
+    with torch.no_grad():
+        _, data = block()(features(), features(), mode_pred=mode_pred)
+        before = {key: data[key].clone() for key in TENSORS if data[key] is not None and key != "z"}
+        mean, logvar = (parameter.get().clone() for parameter in data["q_params"])
+        data["z"].zero_()
+    assert all(torch.equal(data[key], value) for key, value in before.items())
+    assert torch.equal(data["q_params"][0].get(), mean)
+    assert torch.equal(data["q_params"][1].get(), logvar)
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+def test_torchs_tree_functions_see_every_tensor(backend, mode_pred):
+    _, data = block()(features(), features(), mode_pred=mode_pred)
+    leaves = _pytree.tree_leaves(data)
+    assert all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in leaves)
+    assert any(leaf is not None and leaf.requires_grad for leaf in leaves)
+    detached = _pytree.tree_map(lambda leaf: None if leaf is None else leaf.detach(), data)
+    assert not any(leaf is not None and leaf.requires_grad for leaf in _pytree.tree_leaves(detached))
+    assert isinstance(detached["q_params"][0], StableMean)
+    assert isinstance(detached["q_params"][1], StableLogVar)
+    for parameter, original in zip(detached["p_params"], data["p_params"], strict=True):
+        assert torch.equal(parameter.get(), original.get())
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+def test_it_can_be_exported(backend, mode_pred):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block()
+
+        def forward(self, p, q):
+            return self.block(p, q, mode_pred=mode_pred)
+
+    model, inputs = Model(), (features(), features())
+    program = torch.export.export(model, inputs)
+    torch.manual_seed(0)
+    out, data = program.module()(*inputs)
+    torch.manual_seed(0)
+    expected_out, expected = model(*inputs)
+    torch.testing.assert_close(out, expected_out)
+    for key in TENSORS:
+        assert (data[key] is None) == (expected[key] is None)
+        if data[key] is not None:
+            torch.testing.assert_close(data[key], expected[key])
+
+
+# p in prediction, which is computed when it is read.
+
+
+def upstream_p(module, p):
+    """What `p_params` of a prediction is: conv_in_p now, in this context."""
+    return module.conv_in_p(p)
+
+
+def assert_is_packed(pair, packed):
+    mean, logvar = packed.chunk(2, dim=1)
+    torch.testing.assert_close(pair[0].get(), mean)
+    torch.testing.assert_close(pair[1]._lv, logvar.clamp(max=20.0))
+
+
+def test_p_of_a_prediction_is_not_computed_before_it_is_read(backend):
+    module, calls = block(), []
+    module.conv_in_p.register_forward_hook(lambda *_: calls.append(1))
+    p = features()
+    with torch.no_grad():
+        data = predict(module, p, features())
+    assert calls == []
+    assert_is_packed(data["p_params"], torch.nn.Conv2d.forward(module.conv_in_p, p))
+    data["p_params"][1].get_std()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_p_has_the_gradient_mode_of_the_call(backend, enabled):
+    module, p = block(), features()
+    with torch.set_grad_enabled(enabled):
+        data = predict(module, p, features())
+    with torch.set_grad_enabled(not enabled):
+        assert data["p_params"][0].get().requires_grad == enabled
+
+
+def test_p_of_a_prediction_under_autocast_has_the_dtype_of_autocast(backend):
+    module, p, q = block(), features(), features()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            data = predict(module, p.bfloat16(), q.bfloat16())
+            expected = upstream_p(module, p.bfloat16())
+        assert data["p_params"][0].get().dtype == torch.bfloat16
+        assert_is_packed(data["p_params"], expected)
+
+
+def test_p_of_a_prediction_in_inference_mode_can_be_read_after_it(backend):
+    module = block()
+    with torch.inference_mode():
+        p = features()
+        data = predict(module, p, features())
+        expected = upstream_p(module, p)
+    assert data["p_params"][0].get().is_inference()
+    with torch.inference_mode():
+        assert_is_packed(data["p_params"], expected)
+
+
+def load(module):
+    module.load_state_dict(block().state_dict())
+
+
+def optimise(module):
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(module.parameters()).step()
+
+
+def average(module):
+    averaged = AveragedModel(block())
+    averaged.update_parameters(module)
+    for parameter, mean in zip(module.parameters(), averaged.module.parameters(), strict=True):
+        parameter.data.copy_(mean.data + 0.1)  # as libraries for moving averages do
+
+
+@pytest.mark.parametrize("change", [load, optimise, average])
+def test_p_of_a_prediction_with_other_weights_raises(backend, change):
+    module = block()
+    with torch.no_grad():
+        data = predict(module, features(), features())
+    change(module)
+    with pytest.raises(RuntimeError, match=r"can no longer be computed.*have changed since"):
+        data["p_params"][0].get()
+
+
+def test_p_of_a_prediction_with_another_input_raises(backend):
+    module, p = block(), features()
+    with torch.no_grad():
+        data = predict(module, p, features())
+        p.add_(1)
+    with pytest.raises(RuntimeError, match="can no longer be computed"):
+        data["p_params"][1].get_std()
+
+
+def test_copies_and_pickles_of_a_prediction_carry_the_value(backend):
+    module, p = block(), features()
+    with torch.no_grad():
+        data = predict(module, p, features())
+        for twin in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
+            assert_is_packed(twin["p_params"], upstream_p(module, p))
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+def test_force_constant_output_copies_p_and_z(backend, mode_pred):
+    _, data = block()(features(), features(), force_constant_output=True, mode_pred=mode_pred)
+    for tensor in (data["z"], data["p_params"][0].get()):
+        assert all(torch.equal(tensor[0], sample) for sample in tensor)
+    mean, std = data["q_params"][0].get(), data["q_params"][1].get_std()
+    log_q = -(((data["z"] - mean) / std) ** 2) / 2 - std.log() - math.log(2 * math.pi) / 2
+    torch.testing.assert_close(data["logprob_q"], log_q.flatten(1).sum(1), rtol=1e-4, atol=1e-3)
+
+
+# Wrappers that look for tensors in what the block returns.
+
+
+def ddp_of_the_kl_alone(rank, world, folder, results):
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(block(), find_unused_parameters=True)
+    torch.manual_seed(1 + rank)
+    for key in ("kl_samplewise", "kl_elementwise"):
+        model.zero_grad()
+        _, data = model(features(), features())
+        data[key].sum().backward()
+        used = [p.grad for n, p in model.module.named_parameters() if not n.startswith("conv_out")]
+        gathered = [torch.zeros_like(used[0]) for _ in range(world)]
+        dist.all_gather(gathered, used[0])
+        results[f"{key} {rank}"] = (
+            all(grad is not None and grad.abs().sum() > 0 for grad in used),
+            torch.equal(*gathered),
+        )
+
+
+def fsdp_of_the_data_alone(rank, world, folder, results):
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = block()
+    fully_shard(model)
+    torch.manual_seed(1 + rank)
+    _, data = model(features(), features())
+    (data["kl_samplewise"].sum() + data["q_params"][0].get().sum()).backward()
+    used = [p for n, p in model.named_parameters() if not n.startswith("conv_out")]
+    results[f"{rank}"] = (all(p.grad is not None for p in used), True)
+
+
+def run_rank(rank, world, target, folder, results):
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(folder, "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    try:
+        target(rank, world, folder, results)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("target", [ddp_of_the_kl_alone, fsdp_of_the_data_alone])
+def test_distributed_wrappers_give_gradients_to_a_loss_of_data_alone(target):
+    with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(run_rank, (2, target, folder, results), nprocs=2)
+        assert results
+        assert all(value == (True, True) for value in results.values()), dict(results)
