@@ -65,7 +65,8 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
     options = ["stable" if stable else "naive", "philox" if philox else "given noise"]
     if direction != "sample":
         options.append("p" if p else "no p")
-    kernel = f"{direction} {('', 'mc', 'analytic')[kl]}".strip()
+    # A sample never has a KL; a forward pass without one is a block's prediction.
+    kernel = direction if direction == "sample" else f"{direction} {('none', 'mc', 'analytic')[kl]}"
     size = 4 if DTYPES[dtype.group()] == "float32" else 2
     moved = (VALUES[direction] - (not p) * VALUES_OF_P[direction]) * size + (0 if philox else 4)
     variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))

@@ -30,10 +30,10 @@ void set_incoming(Backward& call, const OutputGradients& grads, at::OptionalIntA
   if (grads.channelwise) call.grad_channelwise = channel_view(*grads.channelwise, grid);
   if (grads.spatial) call.grad_spatial = space_view(*grads.spatial, grid);
   if (grads.log_q) call.grad_log_q = sample_view(*grads.log_q, grid);
-  if (grads.restricted) {
-    call.grad_restricted = sample_view(*grads.restricted, grid);
+  if (grads.restricted) call.grad_restricted = sample_view(*grads.restricted, grid);
+  if (window) {
     call.window = window_of(*window, grid);
-    call.has_window = true;
+    call.has_window = grads.restricted.has_value();
   }
 }
 
@@ -73,10 +73,10 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
                        grad_elementwise},
                       q, call.step.draw, call.step.kl, window.has_value(),
                       computes_in_double ? at::kDouble : at::kFloat);
+  set_incoming(call, grads, window);
   const Used used = used_by(grads, call.step.draw, call.step.kl);
   if (!used.log_variances) return {gradient_of_means(grads, q, needs_q, channels_last), {}, {}};
   drop_unused(call.step, used);
-  set_incoming(call, grads, window);
 
   OptionalTensor grad_q, grad_p, grad_latent;
   if (needs_q) {
