@@ -29,9 +29,9 @@ struct Gaussian {
   T mean;
   T logvar;  // raw, after the clamp
   T std;
-  T scale, inverse_scale;  // stable: of the std; exp: of its root, as 1 / std leaves the range where a quotient does not
-  T log_var;               // log of the variance
-  T slope;                 // d log_var / d logvar
+  T inverse;  // stable: 1 / std; exp: 1 / sqrt(std), in range where 1 / std is not
+  T log_var;  // log of the variance
+  T slope;    // d log_var / d logvar
   bool clamped;
 };
 
@@ -59,19 +59,18 @@ LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<
   const bool clamped = raw_logvar > map.logvar_max;
   if constexpr (stable) {
     const T variance = exponential + math::maximum(logvar, T(0)) + map.floor;
-    const T std = math::sqrt(variance), inverse_std = math::reciprocal_sqrt(variance);
-    const T slope = exponential * inverse_std * inverse_std;
-    return {mean, logvar, std, std, inverse_std, math::positive_log(variance), slope, clamped};
+    const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
+    return {mean, logvar, math::sqrt(variance), inverse_std, math::positive_log(variance), slope, clamped};
   } else {
     const T root = exponential, inverse_root = math::exp_of_minus(T(0.25) * logvar, root);
-    return {mean, logvar, root * root, root, inverse_root, logvar, T(1), clamped};
+    return {mean, logvar, root * root, inverse_root, logvar, T(1), clamped};
   }
 }
 
 template <bool stable, class T>
 LADDER_FN T over_std(T x, const Gaussian<T>& gaussian) {
-  const T once = x * gaussian.inverse_scale;
-  return stable ? once : once * gaussian.inverse_scale;
+  const T once = x * gaussian.inverse;
+  return stable ? once : once * gaussian.inverse;
 }
 
 // z, and its standardised residual eps = (z - mean) / std with the temperature included.
@@ -106,14 +105,13 @@ struct VarianceRatio {
 
 template <bool stable, class T>
 LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<T>& q, const Gaussian<T>& p) {
-  const T scale_ratio = q.scale * p.inverse_scale, square = scale_ratio * scale_ratio;
   if constexpr (stable) {
-    return {square - T(1), math::excess_over_log(square)};
+    const T std_ratio = over_std<stable>(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
+    return {minus_one, math::excess_over_log(minus_one, std_ratio)};
   } else {
-    // The ratio can underflow where its logarithm does not. Near one it loses what expm1 of the logarithm keeps; far
-    // from there expm1 multiplies the logarithm's error.
+    // Near one expm1 keeps what the exponential loses.
     const T log = q.logvar - p.logvar;
-    const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : square * square - T(1);
+    const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : math::exp(log) - T(1);
     return {minus_one, minus_one - log};
   }
 }

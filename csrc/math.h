@@ -50,7 +50,7 @@ LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
 LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
-LADDER_FN double excess_over_log(double x) { return (x - 1) - log(x); }
+LADDER_FN double excess_over_log(double distance, double root) { return distance - 2 * log(root); }
 LADDER_FN double sqrt(double x) { return ::sqrt(x); }
 LADDER_FN double reciprocal_sqrt(double x) { return 1 / ::sqrt(x); }
 // NaN where x is.
@@ -91,14 +91,13 @@ LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.3862943
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
 
-// (x - 1) - ln x. The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own
-// error is 2.4e-7 of the result.
-LADDER_FN float excess_over_log(float x) {
-  const float distance = x - 1.0f;
+// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. The approximate logarithm
+// has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the result.
+LADDER_FN float excess_over_log(float distance, float root) {
   const float near_one = distance * distance *
                          polynomial(distance, 0.5f, -0.33333662f, 0.25000498f, -0.19958508f, 0.1662067f, -0.15585305f,
                                     0.1376279f);
-  return fabsf(distance) < 0.25f ? near_one : distance - log(x);
+  return fabsf(distance) < 0.25f ? near_one : distance - 2.0f * log(root);
 }
 
 // NaN where either is.
@@ -201,8 +200,9 @@ LADDER_FN float log(float x) {
 
 LADDER_FN float minus_two_log(float x) { return -2.0f * positive_log(x); }
 
-// (x - 1) - ln x. Where it is small, so is the logarithm, and with it the error that does not cancel.
-LADDER_FN float excess_over_log(float x) { return (x - 1.0f) - log(x); }
+// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. Where it is small, so is
+// the logarithm, and with it the error that does not cancel.
+LADDER_FN float excess_over_log(float distance, float root) { return distance - 2.0f * log(root); }
 
 // sin and cos of 2 pi u for 0 <= u <= 1. Error at most 8.8e-8.
 LADDER_FN SinCos<float> sincos_turns(float u) {
