@@ -25,14 +25,14 @@ def draw_seed(device: torch.device) -> Tensor:
     return _draw_seed(device)
 
 
+def _draw_seed(device: torch.device) -> Tensor:
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
 torch.library.define(
     "ladder_kernels::draw_seed", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
 )
-
-
-@torch.library.impl("ladder_kernels::draw_seed", "CompositeExplicitAutograd")
-def _draw_seed(device: torch.device) -> Tensor:
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+torch.library.impl("ladder_kernels::draw_seed", "CompositeExplicitAutograd", _draw_seed)
 
 
 @torch.library.register_fake("ladder_kernels::draw_seed")
