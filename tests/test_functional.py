@@ -1,5 +1,6 @@
 """`normal_sample_kl` and `normal_sample` against the plain formula in float64, on every backend."""
 
+import functools
 import itertools
 import math
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
+from ladder_kernels.functional import sample_with_log_density
 from tests import oracle
+from tests.conftest import DEVICE
 
 # Each shape for a reason: (batch, channels, *spatial).
 SHAPES = {
@@ -412,6 +415,58 @@ def test_the_sample_alone_equals_the_samples_of_the_step(backend):
     for extra in ({"noise": noise}, {"seed": 3}, {"mode": True}):
         step = normal_sample_kl(q, None, logvar_max=1.0, stable=False, temperature=0.5, **extra)
         assert torch.equal(normal_sample(q, logvar_max=1.0, stable=False, temperature=0.5, **extra), step.z)
+
+
+@pytest.mark.parametrize("source", [*SOURCES, "seed"])
+@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+def test_the_sample_with_its_log_density_is_the_steps(backend, source, stable):
+    """A prediction's one pass, against the step with a KL, values and gradients."""
+    q, z = packed((2, 5, 7, 9)), torch.randn(2, 5, 7, 9)
+    given = {"noise": {"noise": z}, "latent": {"latent": z}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
+    weights = torch.randn(2, 5, 7, 9), torch.randn(2)
+    results = []
+    for function in (sample_with_log_density, functools.partial(normal_sample_kl, p_params=None)):
+        leaf = q.clone().requires_grad_()
+        found = function(leaf, stable=stable, logvar_max=0.5, **given)
+        loss = (found.logprob_q * weights[1]).sum()
+        if source != "latent":
+            loss = loss + (found.z * weights[0]).sum()
+        results.append((found.z, found.logprob_q, found.qvar_max, *torch.autograd.grad(loss, leaf)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_gradcheck_of_the_sample_with_its_log_density(backend, source):
+    params = packed((2, 2, 3, 4), torch.float64).requires_grad_()
+    z = torch.randn(2, 2, 3, 4).double().requires_grad_(source == "latent")
+
+    def differentiable(params, z):
+        given = {"mode": True} if source == "mode" else {source: z}
+        step = sample_with_log_density(params, **given, logvar_max=0.5, temperature=0.7)
+        return (step.logprob_q,) if source == "latent" else (step.z, step.logprob_q)
+
+    assert torch.autograd.gradcheck(differentiable, (params, z), fast_mode=interpreted(backend))
+
+
+@pytest.mark.parametrize("latents_apart", [2**29, 2**28 + 1], ids=["channels", "half of the channels"])
+def test_offsets_beyond_32_bits(backend, latents_apart):
+    """Of a slice of a tensor that is never touched but where it is read."""
+    shape, strides = (1, 8, 4, 16), (2**32, latents_apart, 16, 1)
+    storage = torch.UntypedStorage(
+        2 * (7 * latents_apart + 64), device=DEVICE if backend in ("triton", "cuda") else None
+    )
+    q = torch.tensor([], dtype=torch.float16, device=storage.device).set_(storage, 0, shape, strides)
+    values = packed((1, 4, 4, 16), torch.float16)
+    q.copy_(values)
+    ours, expected = normal_sample_kl(q, q, seed=3), normal_sample_kl(values, values, seed=3)
+    assert torch.equal(ours.z, expected.z)
+    assert torch.equal(normal_sample(q, seed=3), expected.z)
+    leaf, dense = q.detach().requires_grad_(), values.clone().requires_grad_()
+    incoming = torch.randn(1)
+    grads = [torch.autograd.grad(normal_sample_kl(x, x, seed=3).kl_samplewise, x, incoming) for x in (leaf, dense)]
+    torch.testing.assert_close(*grads)
 
 
 def test_fresh_noise_obeys_manual_seed(backend):
