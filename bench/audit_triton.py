@@ -22,8 +22,11 @@ KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
 
 
 def variants() -> list[Variant]:
-    options = [f"stable, philox, p, {layout}" for layout in LAYOUTS]
-    return [Variant("triton", *fields) for fields in itertools.product(TARGETS, KERNELS, DTYPES, options)]
+    found = []
+    for target, kernel, dtype, layout in itertools.product(TARGETS, KERNELS, DTYPES, LAYOUTS):
+        prior = "no p" if kernel == "forward none" else "p"
+        found.append(Variant("triton", target, kernel, dtype, f"stable, philox, {prior}, {layout}"))
+    return found
 
 
 def audit(variant: Variant) -> dict[str, Any]:

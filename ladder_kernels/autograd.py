@@ -54,13 +54,12 @@ def _plain_formula_only() -> bool:
     )
 
 
-def _traced_backend(*tensors: Tensor | None) -> str | None:
+def _traced_backend(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
     """The backend's name if somebody records the operators (torch.compile, make_fx, fake tensors); None eagerly."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
     if torch.compiler.is_compiling():
-        return choose_while_tracing(device)
-    if torch._C._len_torch_dispatch_stack() or not all(type(tensor) in _PLAIN for tensor in tensors):
-        return choose(*tensors).NAME
+        return choose_while_tracing(q.device.type)
+    if torch._C._len_torch_dispatch_stack() or not all(type(tensor) in _PLAIN for tensor in (q, p, source)):
+        return choose(q, p, source).NAME
     return None
 
 
@@ -108,11 +107,12 @@ def step_gradients(
     backend: ModuleType, inputs: Tensors, step: Step, grads: StepGrads, needs: tuple[bool, bool, bool]
 ) -> Tensors:
     """The gradients at q, p and source: the backend's, or plain torch's where they are differentiated or batched."""
+    q, p, source = inputs
     if torch.is_grad_enabled():
-        return torch_backend.differentiable_backward(*inputs, step, grads, needs)
+        return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
     if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
         backend = torch_backend
-    return with_zeros(backend.backward(*inputs, step, grads, needs), inputs, step, needs)
+    return with_zeros(backend.backward(q, p, source, step, grads, needs), inputs, step, needs)
 
 
 def _is_batched(grad: Tensor | None) -> bool:

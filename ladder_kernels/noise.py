@@ -19,7 +19,25 @@ _MASK = 0xFFFFFFFF
 
 def draw_seed(device: torch.device) -> Tensor:
     """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs."""
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        # Of a randint Inductor would make another number; an operator it leaves alone.
+        return torch.ops.ladder_kernels.draw_seed.default(device)
+    return _draw_seed(device)
+
+
+torch.library.define(
+    "ladder_kernels::draw_seed", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
+
+
+@torch.library.impl("ladder_kernels::draw_seed", "CompositeExplicitAutograd")
+def _draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+@torch.library.register_fake("ladder_kernels::draw_seed")
+def _fake_seed(device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device=device)
 
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -130,12 +130,13 @@ def _differentiate_sample(ctx: Any, grad_z: Tensor) -> tuple[Any, ...]:
     return (grad_q, None, *[None] * len(ctx.step_and_backend))
 
 
-def _gradients(ctx: Any, inputs: tuple[Any, ...], grads: Sequence[Any], needs: tuple[bool, bool, bool]) -> list[Any]:
+def _gradients(ctx: Any, inputs: tuple[Any, ...], grads: Sequence[Any], needs: tuple[bool, bool, bool]) -> Any:
     """Those at q, p and source, None where not needed."""
+    q, p, source = inputs
     if torch.is_grad_enabled():
         step, _ = _parse(ctx.step_and_backend)
-        return list(torch_backend.differentiable_backward(*inputs, step, StepGrads(*grads), needs))
-    found = torch.ops.ladder_kernels.step_backward.default(*inputs, *grads, *needs, *ctx.step_and_backend)
+        return torch_backend.differentiable_backward(q, p, source, step, StepGrads(*grads), needs)
+    found = torch.ops.ladder_kernels.step_backward.default(q, p, source, *grads, *needs, *ctx.step_and_backend)
     return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 
 
@@ -160,17 +161,17 @@ def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
 def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
     """What belongs to the outputs (or their gradients) that the step has; None for the others."""
     kl = step.kl != "none"
-    has = StepOutputs(
-        z=step.draw != "latent",
-        kl_samplewise=kl,
-        kl_restricted=kl and step.window is not None,
-        kl_channelwise=kl,
-        kl_spatial=kl,
-        logprob_q=True,
-        qvar_max=True,
-        kl_elementwise=kl and step.elementwise,
-    )
-    return tuple(out if wanted else None for out, wanted in zip(outputs, has, strict=True))
+    has = {
+        "z": step.draw != "latent",
+        "kl_samplewise": kl,
+        "kl_restricted": kl and step.window is not None,
+        "kl_channelwise": kl,
+        "kl_spatial": kl,
+        "logprob_q": True,
+        "qvar_max": True,
+        "kl_elementwise": kl and step.elementwise,
+    }
+    return tuple(out if has[name] else None for name, out in zip(StepOutputs._fields, outputs, strict=True))
 
 
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ def test_use_backend_nests_and_restores():
     before = served()
     with ladder_kernels.use_backend("torch"):
         assert served() == "torch"
-        with pytest.raises(RuntimeError), ladder_kernels.use_backend("triton"):
+        with ladder_kernels.use_backend("triton"):
             assert served() == "triton"
+        with pytest.raises(RuntimeError), ladder_kernels.use_backend("triton"):
             raise RuntimeError
         assert served() == "torch"
     assert served() == before

@@ -7,6 +7,7 @@ cannot do at all (generate from the prior, train on patches that are not square)
 import copy
 import functools
 import io
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from careamics.models.lvae.stochastic import NormalStochasticBlock as UpstreamBl
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ladder_kernels import NormalStochasticBlock, patch_model, unpatch_model
+from ladder_kernels import NormalStochasticBlock, patch_model, unpatch_model, use_backend
 from tests.careamics_models import HDN, SETUPS, TILES, TINY, History, Setup, blocks, kinds, predict, tensors, train
 
 
@@ -399,3 +400,49 @@ def test_upstream_reads_eleven_values_per_block() -> None:
 @pytest.mark.parametrize("rng", ["torch", "philox"])
 def test_a_patched_model_reads_no_value_forward_or_backward(rng: str) -> None:
     assert host_reads(patched(HDN.build(), rng=rng)) == ([0, 0, 0], 0)
+
+
+class Calls(TorchDispatchMode):
+    """The ATen operations inside the stochastic blocks of a model, block by block, and all those around them."""
+
+    def __init__(self, model: LadderVAE) -> None:
+        super().__init__()
+        self.inside: dict[str, Counter[str]] = {}
+        self.around: Counter[str] = Counter()
+        self._current = self.around
+        for name, block in blocks(model).items():
+            block.register_forward_pre_hook(lambda *_, name=name: self._enter_block(name))
+            block.register_forward_hook(lambda *_: self._leave_block())
+
+    def _enter_block(self, name: str) -> None:
+        self._current = self.inside.setdefault(name, Counter())
+
+    def _leave_block(self) -> None:
+        self._current = self.around
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._current[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of_a_prediction(model: LadderVAE) -> Calls:
+    calls = Calls(model)
+    model.reset_for_inference((32, 32))
+    model.eval()
+    with torch.no_grad(), calls:
+        model(torch.randn(2, 1, 32, 32))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["cpp", "triton"])
+def test_a_prediction_is_one_pass_and_costs_nothing_where_the_model_reads_it(name: str) -> None:
+    """Per block two convolutions, the noise, the pass, the views of q, and what guards the p that nobody reads."""
+    with use_backend(name):
+        ours = calls_of_a_prediction(patched(HDN.build()))
+    upstream = calls_of_a_prediction(HDN.build())
+    assert len(ours.inside) == 3
+    for calls in ours.inside.values():
+        assert calls["convolution"] == 2
+        assert calls["step"] == 1
+        assert calls.total() - calls["convolution"] <= 4, calls
+    assert ours.around == upstream.around

@@ -65,13 +65,17 @@ def test_a_compiled_block_is_one_graph(backend, options):
     assert_same(call, torch.compile(call, fullgraph=True, backend="aot_eager"), inputs, leaves)
 
 
-def test_inductor_compiles_the_step(backend):
-    leaves, noise = [torch.randn(2, 6, 4, 4, requires_grad=True) for _ in range(2)], torch.randn(2, 3, 4, 4)
+@pytest.mark.parametrize("rng", ["torch", "philox"])
+def test_inductor_gives_the_eager_numbers_and_draws(backend, rng):
+    """Values, gradients and what is drawn, now and next: Inductor would make other random numbers than ATen."""
+    block = NormalStochasticBlock(4, 3, 4, vanilla_latent_hw=2, rng=rng)
+    leaves = [torch.randn(2, 4, 8, 8, requires_grad=True) for _ in range(2)]
 
-    def call(q, p):
-        return normal_sample_kl(q, p, noise=noise, logvar_max=20.0, vanilla_latent_hw=2)[:6]
+    def call(p, q):
+        out, data = block(p, q, var_clip_max=20.0)
+        return out, *(data[key] for key in STEP_OUTPUTS)
 
-    assert_same(call, torch.compile(call, fullgraph=True), leaves, leaves)
+    assert_same(call, torch.compile(call, fullgraph=True), leaves, [*leaves, *block.parameters()])
 
 
 def test_a_compiled_prediction_is_one_graph(backend):

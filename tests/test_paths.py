@@ -3,19 +3,16 @@
 Values, gradients, strides and random numbers, for every backend, source of z and memory layout.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from ladder_kernels import normal_sample, normal_sample_kl
+from ladder_kernels import normal_sample_kl
 
 SHAPE = (2, 3, 4, 6)
 PACKED = (2, 6, 4, 6)

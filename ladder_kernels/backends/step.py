@@ -7,7 +7,7 @@ Every backend is a module with these names:
 - `unsupported(q, p, source) -> str | None`: why it cannot take these tensors, or None.
 - `forward(q, p, source, step) -> StepOutputs`
 - `backward(q, p, source, step, grads, needs) -> (grad_q, grad_p, grad_latent)`, an entry per `needs`, or None where it
-  is not needed or nothing arrives. A term whose incoming gradient is absent does not exist: it is not 0 times something.
+  is not needed or nothing arrives. A term whose incoming gradient is absent does not exist: no zero stands for it.
 - `sample(q, source, step) -> z`: forward's z and nothing else.
 
 `q` and `p` are packed parameters, mean first, log-variance second along channels: (B, 2C, *S), S of 1 to 3

@@ -149,21 +149,23 @@ def differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The same gradients by autograd of `forward`, so that they have gradients themselves."""
     # Fresh aliases, so that a p computed from q does not count q's gradient twice.
-    aliases = [None if x is None else x.view_as(x) for x in (q, p, source)]
-    outputs = forward(*aliases, step)
+    q, p, source = q.view_as(q), *(None if x is None else x.view_as(x) for x in (p, source))
+    outputs = forward(q, p, source, step)
     # What depends on no input here (z, where p alone needs a gradient) has none.
     used = [
         (out, grad)
         for out, grad in zip(outputs, grads, strict=True)
         if out is not None and grad is not None and out.requires_grad
     ]
-    wanted = [x for x, need in zip(aliases, needs, strict=True) if x is not None and need]
+    wanted = [x for x, need in zip((q, p, source), needs, strict=True) if x is not None and need]
     found: list[Tensor | None] = [None] * len(wanted)
     if used:
         outs, incoming = zip(*used, strict=True)
         found = list(torch.autograd.grad(outs, wanted, incoming, create_graph=True, allow_unused=True))
     filled = iter([torch.zeros_like(x) if grad is None else grad for x, grad in zip(wanted, found, strict=True)])
-    return tuple(next(filled) if x is not None and need else None for x, need in zip(aliases, needs, strict=True))
+    return tuple(
+        next(filled) if x is not None and need else None for x, need in zip((q, p, source), needs, strict=True)
+    )
 
 
 def _gaussian(packed: Tensor, step: Step, dtype: torch.dtype) -> Gaussian:

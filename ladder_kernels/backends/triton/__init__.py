@@ -4,7 +4,7 @@ On a CPU they run in Triton's interpreter, if TRITON_INTERPRET=1 was set before 
 """
 
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from ladder_kernels.backends.triton.sample import sample_kernel
 from ladder_kernels.geometry import dense, latent_shape
 
 NAME = "triton"
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -160,7 +161,7 @@ def backward(
         return torch_backend.backward(q, p, source, step, grads, needs)
     dtype = compute_dtype(q, p, source)
     q, p, source = _resolved(q), _resolved(p), _resolved(source)
-    grads = StepGrads(*map(_resolved, grads))
+    grads = StepGrads._make(map(_resolved, grads))
     step, p, source = _flowing(step, p, source, grads)
     plan = _plan(q, p, source, step)
 
@@ -228,7 +229,7 @@ def _flowing(
     return step, p, source
 
 
-def _resolved(tensor: Tensor | None) -> Tensor | None:
+def _resolved(tensor: OptionalTensor) -> OptionalTensor:
     """Kernels read memory, where a negative view (`z.conj().imag`) has the other sign."""
     return None if tensor is None else tensor.resolve_neg()
 

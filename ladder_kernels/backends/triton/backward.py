@@ -88,7 +88,7 @@ def backward_kernel(
         q_tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
         q_mean, q_raw = load_halves(q_tile, channels * q_strides[1], mask, COMPUTE)
         q_logvar = clamp(q_raw, LOGVAR_MAX)
-        q_std, q_inverse, _, q_slope = gaussian(q_logvar, STABLE, FAST)
+        q_std, q_inverse, q_rest, _, q_slope = gaussian(q_logvar, STABLE, FAST)
         drawn_from = load_source(
             source,
             seed,
@@ -106,7 +106,7 @@ def backward_kernel(
             COMPUTE,
             FAST,
         )
-        eps, sampled = draw_latent(q_mean, q_std, q_inverse, drawn_from, temperature, DRAW, STABLE)
+        eps, sampled = draw_latent(q_mean, q_std, q_inverse, q_rest, drawn_from, temperature, DRAW, STABLE)
         to_z = tl.zeros_like(q_mean)
         if grad_z is not None:
             to_z += load_tile(grad_z + (latent_row + column), mask, COMPUTE)
@@ -140,13 +140,14 @@ def backward_kernel(
                 p_tile = pointers(p, sample, row, column, p_strides, space, CHANNELS_LAST)
                 p_mean, p_raw = load_halves(p_tile, channels * p_strides[1], mask, COMPUTE)
                 p_logvar = clamp(p_raw, LOGVAR_MAX)
-                _, p_inverse, _, p_slope = gaussian(p_logvar, STABLE, FAST)
-                residual = over_std(kl_mean - p_mean, p_inverse, STABLE)
+                _, p_inverse, p_rest, _, p_slope = gaussian(p_logvar, STABLE, FAST)
+                residual = over_std(kl_mean - p_mean, p_inverse, p_rest, STABLE)
             else:
                 p_logvar = tl.zeros_like(q_mean)
                 p_inverse = tl.full([1, 1], 1.0, COMPUTE)
+                p_rest = p_inverse
                 residual = kl_mean
-            pull = over_std(grad_kl * residual, p_inverse, STABLE)
+            pull = over_std(grad_kl * residual, p_inverse, p_rest, STABLE)
             half_square = half_kl * residual * residual
             if ANALYTIC:
                 ratio, _ = variance_ratio(q_std, q_logvar, p_inverse, p_logvar, STABLE, FAST)
@@ -167,7 +168,7 @@ def backward_kernel(
                     store_halves(base, row, column, rows, columns, -pull, p_grad_logvar, mask, CHANNELS_LAST)
 
         if DRAW == "latent":
-            score = over_std(grad_log_q * eps, q_inverse, STABLE)
+            score = over_std(grad_log_q * eps, q_inverse, q_rest, STABLE)
             to_mean += score
             to_z -= score
             to_log_var += 0.5 * grad_log_q * (eps * eps - 1.0)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.math import exp, log, maximum, minimum, rsqrt, sqrt
+from ladder_kernels.backends.triton.math import exp, exp_with_subnormals, log, maximum, minimum, rsqrt, sqrt
 
 VARIANCE_FLOOR = tl.constexpr(1e-6)
 
@@ -24,37 +24,39 @@ def clamp(logvar, LOGVAR_MAX: tl.constexpr):
 
 @triton.jit
 def gaussian(logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
-    """std, what `over_std` multiplies by, log variance and d log variance / d logvar. What is not used costs nothing.
+    """std, two factors of 1 / std, log variance and d log variance / d logvar. What is not used costs nothing.
 
-    In the naive map that is 1 / sqrt(std), and std its root's square: they leave the range of floats long after std and
-    1 / std do.
+    The second factor is 1 wherever 1 / std is a float; in the naive map it may lie far beyond.
     """
     if STABLE:
         negative = exp(minimum(logvar, 0.0), FAST)
         var = negative + maximum(logvar, 0.0) + VARIANCE_FLOOR
         inverse_std = rsqrt(var, FAST)
-        return sqrt(var, FAST), inverse_std, log(var, FAST), negative * inverse_std * inverse_std
+        one = tl.full([], 1.0, logvar.dtype)
+        return sqrt(var, FAST), inverse_std, one, log(var, FAST), negative * inverse_std * inverse_std
     else:
-        root = exp(0.25 * logvar, FAST)
-        return root * root, exp(-0.25 * logvar, FAST), logvar, tl.full([], 1.0, logvar.dtype)
+        exponent = -0.5 * logvar
+        near = minimum(maximum(exponent, -87.0), 87.0)
+        one = tl.full([], 1.0, logvar.dtype)
+        return exp_with_subnormals(-exponent, FAST), exp(near, FAST), exp(exponent - near, FAST), logvar, one
 
 
 @triton.jit
-def over_std(x, inverse, STABLE: tl.constexpr):
+def over_std(x, inverse, rest, STABLE: tl.constexpr):
     """x / std."""
     if STABLE:
         return x * inverse
     else:
-        return x * inverse * inverse
+        return x * inverse * rest
 
 
 @triton.jit
-def draw_latent(mean, std, inverse, source, temperature, DRAW: tl.constexpr, STABLE: tl.constexpr):
+def draw_latent(mean, std, inverse, rest, source, temperature, DRAW: tl.constexpr, STABLE: tl.constexpr):
     """The standardised residual eps = (z - mean) / std, temperature included, and z."""
     if DRAW == "mode":
         return tl.zeros_like(mean), mean
     elif DRAW == "latent":
-        return over_std(source - mean, inverse, STABLE), source
+        return over_std(source - mean, inverse, rest, STABLE), source
     else:
         eps = source
         if temperature is not None:
@@ -65,7 +67,7 @@ def draw_latent(mean, std, inverse, source, temperature, DRAW: tl.constexpr, STA
 
 @triton.jit
 def log_variance(logvar, STABLE: tl.constexpr, FAST: tl.constexpr):
-    _, _, log_var, _ = gaussian(logvar, STABLE, FAST)
+    _, _, _, log_var, _ = gaussian(logvar, STABLE, FAST)
     return log_var
 
 

@@ -73,7 +73,7 @@ def forward_kernel(
         q_tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
         q_mean, q_raw = load_halves(q_tile, channels * q_strides[1], mask, COMPUTE)
         q_logvar = clamp(q_raw, LOGVAR_MAX)
-        q_std, q_inverse, q_log_var, _ = gaussian(q_logvar, STABLE, FAST)
+        q_std, q_inverse, q_rest, q_log_var, _ = gaussian(q_logvar, STABLE, FAST)
         drawn_from = load_source(
             source,
             seed,
@@ -91,7 +91,7 @@ def forward_kernel(
             COMPUTE,
             FAST,
         )
-        eps, sampled = draw_latent(q_mean, q_std, q_inverse, drawn_from, temperature, DRAW, STABLE)
+        eps, sampled = draw_latent(q_mean, q_std, q_inverse, q_rest, drawn_from, temperature, DRAW, STABLE)
         if z is not None:
             tl.store(z + (latent_row + column), sampled.to(z.dtype.element_ty), mask=mask)
         minus_two_log_q = eps * eps + q_log_var
@@ -102,11 +102,12 @@ def forward_kernel(
                 p_tile = pointers(p, sample, row, column, p_strides, space, CHANNELS_LAST)
                 p_mean, p_raw = load_halves(p_tile, channels * p_strides[1], mask, COMPUTE)
                 p_logvar = clamp(p_raw, LOGVAR_MAX)
-                _, p_inverse, p_log_var, _ = gaussian(p_logvar, STABLE, FAST)
-                residual = over_std(kl_mean - p_mean, p_inverse, STABLE)
+                _, p_inverse, p_rest, p_log_var, _ = gaussian(p_logvar, STABLE, FAST)
+                residual = over_std(kl_mean - p_mean, p_inverse, p_rest, STABLE)
             else:
                 p_logvar = tl.zeros_like(q_mean)
                 p_inverse = tl.full([1, 1], 1.0, COMPUTE)
+                p_rest = p_inverse
                 p_log_var = p_logvar
                 residual = kl_mean
             if KL == "analytic":

@@ -49,7 +49,7 @@ def sample_kernel(
         latent_row = (sample * rows + row) * columns
         tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
         mean, raw = load_halves(tile, channels * q_strides[1], mask, COMPUTE)
-        std, inverse, _, _ = gaussian(clamp(raw, LOGVAR_MAX), STABLE, FAST)
+        std, inverse, rest, _, _ = gaussian(clamp(raw, LOGVAR_MAX), STABLE, FAST)
         drawn_from = load_source(
             source,
             seed,
@@ -67,5 +67,5 @@ def sample_kernel(
             COMPUTE,
             FAST,
         )
-        _, sampled = draw_latent(mean, std, inverse, drawn_from, temperature, DRAW, STABLE)
+        _, sampled = draw_latent(mean, std, inverse, rest, drawn_from, temperature, DRAW, STABLE)
         tl.store(z + (latent_row + column), sampled.to(z.dtype.element_ty), mask=mask)
