@@ -40,8 +40,8 @@ LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
   return math::minimum(raw_logvar, map.logvar_max);
 }
 
-// Stable: the exponential in the variance; exp: the root of the std. Apart from `gaussian`, so that a kernel may compute
-// many before it goes on.
+// Stable: the exponential in the variance; exp: the root of the std. Apart from `gaussian`, so that a kernel may
+// compute many before it goes on.
 template <bool stable, class T>
 LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
   const T logvar = clamp(raw_logvar, map);

@@ -91,13 +91,13 @@ LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.3862943
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
 
-// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. The approximate logarithm
-// has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the result.
+// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. The approximate
+// logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the result.
 LADDER_FN float excess_over_log(float distance, float root) {
   const float near_one = distance * distance *
                          polynomial(distance, 0.5f, -0.33333662f, 0.25000498f, -0.19958508f, 0.1662067f, -0.15585305f,
                                     0.1376279f);
-  return fabsf(distance) < 0.25f ? near_one : distance - 2.0f * log(root);
+  return fabsf(distance) < 0.25f ? near_one : distance + minus_two_log(root);
 }
 
 // NaN where either is.

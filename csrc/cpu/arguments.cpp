@@ -7,7 +7,8 @@
 namespace ladder_kernels::cpu {
 
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last) {
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+             bool channels_last) {
   check_parameters(q, p, at::kCPU);
   constexpr double infinity = std::numeric_limits<double>::infinity();
   Step step{};

@@ -8,7 +8,8 @@ namespace ladder_kernels::cpu {
 
 // Raises for what does not fit.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last);
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+             bool channels_last);
 
 std::optional<Window> window_of(at::OptionalIntArrayRef window, const Grid& grid);
 

@@ -37,7 +37,8 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   const Grid& grid = call.step.grid;
   const auto restricted_to = window_of(window, grid);
   const auto sums = call.step.in_double ? at::kDouble : at::kFloat;
-  Outputs out = empty_outputs(q, call.step.draw, call.step.kl, sums, restricted_to.has_value(), elementwise, channels_last);
+  Outputs out = empty_outputs(q, call.step.draw, call.step.kl, sums, restricted_to.has_value(), elementwise,
+                              channels_last);
   if (q.numel() == 0) {
     fill_empty(out);
     return out;

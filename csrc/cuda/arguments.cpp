@@ -17,7 +17,8 @@ Parameters<T> parameters_of(std::optional<double> logvar_max, double temperature
 }  // namespace
 
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last) {
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+             bool channels_last) {
   check_parameters(q, p, at::kCUDA);
   Step step{};
   step.grid = grid_of(q, channels_last);

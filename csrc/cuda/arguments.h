@@ -8,7 +8,8 @@ namespace ladder_kernels::cuda {
 
 // Raises for what does not fit. Space is not collapsed yet.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature, bool channels_last);
+             std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
+             bool channels_last);
 
 Window window_of(at::IntArrayRef window, const Grid& grid);
 
