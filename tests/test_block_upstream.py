@@ -28,7 +28,7 @@ def blocks(**settings):
     """Upstream's block, ours with its weights, and upstream's in float64."""
     settings = {"vanilla_latent_hw": 4, **settings}
     upstream = UpstreamBlock(C_IN, C_VARS, C_OUT, **settings)
-    ours = NormalStochasticBlock(C_IN, C_VARS, C_OUT, **settings)
+    ours = NormalStochasticBlock(C_IN, C_VARS, C_OUT, **settings, rng="torch")
     ours.load_state_dict(upstream.state_dict())
     exact = UpstreamBlock(C_IN, C_VARS, C_OUT, **settings).double()
     exact.load_state_dict(upstream.state_dict())
