@@ -29,9 +29,9 @@ struct Gaussian {
   T mean;
   T logvar;  // raw, after the clamp
   T std;
-  T inverse;  // stable: 1 / std; exp: 1 / sqrt(std), in range where 1 / std is not
-  T log_var;  // log of the variance
-  T slope;    // d log_var / d logvar
+  T inverse, rest;  // factors of 1 / std, which in the exp map leaves the range where a quotient does not
+  T log_var;        // log of the variance
+  T slope;          // d log_var / d logvar
   bool clamped;
 };
 
@@ -40,15 +40,15 @@ LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
   return math::minimum(raw_logvar, map.logvar_max);
 }
 
-// Stable: the exponential in the variance; exp: the root of the std. Apart from `gaussian`, so that a kernel may
-// compute many before it goes on.
+// The exponential in the variance; not stable: that in the std, or a part of it. Apart from `gaussian`, so that a
+// kernel may compute many before it goes on.
 template <bool stable, class T>
 LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
   const T logvar = clamp(raw_logvar, map);
   if constexpr (stable) {
     return math::exp(math::minimum(logvar, T(0)));
   } else {
-    return math::exp(T(0.25) * logvar);
+    return math::exp_beforehand(T(0.5) * logvar);
   }
 }
 
@@ -60,17 +60,17 @@ LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<
   if constexpr (stable) {
     const T variance = exponential + math::maximum(logvar, T(0)) + map.floor;
     const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
-    return {mean, logvar, math::sqrt(variance), inverse_std, math::positive_log(variance), slope, clamped};
+    return {mean, logvar, math::sqrt(variance), inverse_std, T(1), math::positive_log(variance), slope, clamped};
   } else {
-    const T root = exponential, inverse_root = math::exp_of_minus(T(0.25) * logvar, root);
-    return {mean, logvar, root * root, inverse_root, logvar, T(1), clamped};
+    const auto [std, inverse, rest] = math::exp_and_inverse(T(0.5) * logvar, exponential);
+    return {mean, logvar, std, inverse, rest, logvar, T(1), clamped};
   }
 }
 
 template <bool stable, class T>
 LADDER_FN T over_std(T x, const Gaussian<T>& gaussian) {
   const T once = x * gaussian.inverse;
-  return stable ? once : once * gaussian.inverse;
+  return stable ? once : once * gaussian.rest;
 }
 
 // z, and its standardised residual eps = (z - mean) / std with the temperature included.

@@ -44,8 +44,19 @@ struct SinCos {
   T sin, cos;
 };
 
+// e^x, and two factors of e^-x: their product may lie far beyond the range of T.
+template <class T>
+struct ExpAndInverse {
+  T value, inverse, rest;
+};
+
 LADDER_FN double exp(double x) { return ::exp(x); }
-LADDER_FN double exp_of_minus(double, double exp_x) { return 1 / exp_x; }
+// What `exp_and_inverse` wants computed beforehand.
+LADDER_FN double exp_beforehand(double x) { return exp(0.5 * x); }
+LADDER_FN ExpAndInverse<double> exp_and_inverse(double, double beforehand) {
+  const double inverse = 1 / beforehand;
+  return {beforehand * beforehand, inverse, inverse};
+}
 LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
@@ -75,6 +86,7 @@ LADDER_FN float expm1_near_zero(float x) {
     return y;                                             \
   }
 LADDER_APPROXIMATE(approximate_exp2, "ex2.approx.ftz.f32")
+LADDER_APPROXIMATE(approximate_exp2_with_denormals, "ex2.approx.f32")
 LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_reciprocal_sqrt, "rsqrt.approx.ftz.f32")
@@ -83,8 +95,6 @@ LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
 
 LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
-// e^-x, for whoever has e^x as well: an exponential of its own, which need not wait for e^x.
-LADDER_FN float exp_of_minus(float x, float) { return exp(-x); }
 LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
 LADDER_FN float positive_log(float x) { return log(x); }
 LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.38629436f; }
@@ -110,6 +120,13 @@ LADDER_FN float maximum(float x, float bound) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(bound));
   return larger;
+}
+
+LADDER_FN float exp_beforehand(float x) { return approximate_exp2_with_denormals(x * 1.44269504f); }
+// The error of one instruction each: the rest is e^0 = 1 wherever e^-x is in range.
+LADDER_FN ExpAndInverse<float> exp_and_inverse(float x, float beforehand) {
+  const float exponent = x * -1.44269504f, near = maximum(minimum(exponent, 126.0f), -126.0f);
+  return {beforehand, approximate_exp2(near), approximate_exp2(exponent - near)};
 }
 
 // One instruction; the compiler makes two of a plain product, one for either half.
@@ -172,7 +189,11 @@ LADDER_FN float exp(float x) {
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
 
-LADDER_FN float exp_of_minus(float, float exp_x) { return 1.0f / exp_x; }
+LADDER_FN float exp_beforehand(float x) { return exp(0.5f * x); }
+LADDER_FN ExpAndInverse<float> exp_and_inverse(float, float beforehand) {
+  const float inverse = 1.0f / beforehand;
+  return {beforehand * beforehand, inverse, inverse};
+}
 
 // ln x for x >= 2^-126; inf for inf and NaN for NaN. 0.87 ulp.
 LADDER_FN float positive_log(float x) {
