@@ -6,7 +6,7 @@ depends on the seed alone: not on the backend, the block size or the launch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,35 +19,50 @@ _MASK = 0xFFFFFFFF
 
 def draw_seed(device: torch.device) -> Tensor:
     """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs."""
-    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
-        # Of a randint Inductor would make another number; an operator it leaves alone.
-        return torch.ops.ladder_kernels.draw_seed.default(device)
-    return _draw_seed(device)
+    return torch.ops.ladder_kernels.draw_seed.default(device) if _is_compiled() else _draw_seed(device)
+
+
+def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
+    if _is_compiled():
+        return torch.ops.ladder_kernels.draw_noise.default(shape, dtype, device)
+    return _draw_noise(shape, dtype, device)
+
+
+def _is_compiled() -> bool:
+    """Whether the draw is to be an operator. Of ATen's, Inductor makes other numbers, in scalar code on a CPU, and anew
+    in every kernel that reads them; which ones it leaves alone depends on torch's version.
+    """
+    return torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export()
 
 
 def _draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-torch.library.define(
-    "ladder_kernels::draw_seed", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
-)
-torch.library.impl("ladder_kernels::draw_seed", "CompositeExplicitAutograd", _draw_seed)
-
-
-@torch.library.register_fake("ladder_kernels::draw_seed")
-def _fake_seed(device: torch.device) -> Tensor:
-    return torch.empty((), dtype=torch.int64, device=device)
-
-
-def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
-    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
-        # Inductor would make other numbers of a randn, in scalar code on a CPU, and anew in every kernel that reads
-        # them. This, what it makes of torch.normal, it leaves to ATen.
-        normal = torch.ops.prims.normal.default
-        return normal(shape, mean=0.0, std=1.0, dtype=dtype, device=device, requires_grad=False)
+def _draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(shape, dtype=dtype, device=device)
+
+
+def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    # The tag keeps a compiler from drawing twice what is read twice.
+    torch.library.define(f"ladder_kernels::{name}", schema, tags=(torch.Tag.nondeterministic_seeded,))
+    torch.library.impl(f"ladder_kernels::{name}", "CompositeExplicitAutograd", draw)
+    torch.library.register_fake(f"ladder_kernels::{name}", fake)
+
+
+_define(
+    "draw_seed",
+    "(Device device) -> Tensor",
+    _draw_seed,
+    lambda device: torch.empty((), dtype=torch.int64, device=device),
+)
+_define(
+    "draw_noise",
+    "(SymInt[] shape, ScalarType dtype, Device device) -> Tensor",
+    _draw_noise,
+    lambda shape, dtype, device: torch.empty(shape, dtype=dtype, device=device),
+)
 
 
 def philox4x32(

@@ -27,9 +27,10 @@ OUTPUTS = (
 def normal(packed: Tensor, logvar_max: float | None, stable: bool) -> Normal:
     mean, logvar = packed.chunk(2, dim=1)
     if logvar_max is not None:
-        logvar = logvar.clamp(max=logvar_max)
+        # Not clamp: its gradient at the bound depends on torch's version.
+        logvar = torch.where(logvar > logvar_max, logvar_max, logvar)
     if stable:
-        variance = torch.where(logvar <= 0, logvar.clamp(max=0).exp(), 1 + logvar) + 1e-6
+        variance = torch.where(logvar > 0, 1 + logvar, torch.where(logvar > 0, 0.0, logvar).exp()) + 1e-6
         return Normal(mean, variance.sqrt(), validate_args=False)
     return Normal(mean, (logvar / 2).exp(), validate_args=False)
 

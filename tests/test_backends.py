@@ -171,8 +171,11 @@ class Broken(importlib.abc.MetaPathFinder):
         if name == "triton":
             raise OSError("libcuda.so.1: cannot open shared object file")
 
+import torch  # which may look for Triton itself
+for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+    del sys.modules[name]
 sys.meta_path.insert(0, Broken())
-import torch, ladder_kernels
+import ladder_kernels
 from ladder_kernels.backends.select import reason_unavailable
 print(reason_unavailable("triton"))
 ladder_kernels.normal_sample(torch.zeros(1, 2, 3))
