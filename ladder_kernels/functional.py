@@ -13,6 +13,9 @@ from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_w
 from ladder_kernels.noise import draw_noise, draw_seed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Python's and a compiler's symbolic ones.
+_INTEGERS = (int, torch.SymInt)
+_NUMBERS = (float, torch.SymFloat, *_INTEGERS)
 
 
 class SampleKL(NamedTuple):
@@ -215,7 +218,7 @@ def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
 
 def _as_number(value: Any, name: str, expected: str = "a number") -> float:
     """Not a tensor: its gradient would be lost, and its value is needed on the host."""
-    if isinstance(value, float | int | torch.SymFloat | torch.SymInt):
+    if isinstance(value, _NUMBERS):
         return value  # type: ignore[return-value]
     if isinstance(value, numbers.Real):  # NumPy's
         return float(value)
@@ -236,7 +239,7 @@ def _window_side(vanilla_latent_hw: int | None) -> int | None:
 
 
 def _as_integer(value: Any, name: str, expected: str) -> int:
-    if isinstance(value, int | torch.SymInt):
+    if isinstance(value, _INTEGERS):
         return value  # type: ignore[return-value]
     try:
         return operator.index(value)  # NumPy's integers
