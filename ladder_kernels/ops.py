@@ -51,8 +51,19 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
 
     The temperature is a tensor: a graph would be compiled anew for every value of a number.
     """
-    temperature: Any = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64) * step.temperature
-    return (*step._replace(temperature=temperature), backend)
+    temperature = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64) * step.temperature
+    # In the order of `Step`; not its _replace, which older compilers do not trace.
+    return (
+        step.draw,
+        step.kl,
+        step.stable,
+        step.logvar_max,
+        temperature,
+        step.window,
+        step.elementwise,
+        step.channels_last,
+        backend,
+    )
 
 
 @torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")

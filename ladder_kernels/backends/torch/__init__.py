@@ -37,32 +37,26 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     posterior = _gaussian(q, step, dtype)
     eps, z = _draw(posterior, q, source, step, dtype)
     log_q = log_density(eps * eps, posterior)
+    kl = _kl(posterior, _prior(p, q, step, dtype), log_q, z, step) if step.kl != "none" else None
     count = math.prod(latent_shape(q)[1:])
-    outputs = StepOutputs(
+    kl_channelwise = None if kl is None else kl.flatten(2).sum(2)
+    return StepOutputs(
         z=None if step.draw == "latent" else dense(z.to(q.dtype), step.channels_last),
-        kl_samplewise=None,
-        kl_restricted=None,
-        kl_channelwise=None,
-        kl_spatial=None,
+        kl_samplewise=None if kl_channelwise is None else kl_channelwise.sum(1),
+        kl_restricted=None if kl is None or step.window is None else windowed(kl, step.window).flatten(1).sum(1),
+        kl_channelwise=kl_channelwise,
+        kl_spatial=None if kl is None else kl.sum(1),
         logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
         qvar_max=max_log_variance(posterior.logvar, step.stable),
-        kl_elementwise=None,
+        kl_elementwise=dense(kl, step.channels_last) if kl is not None and step.elementwise else None,
     )
-    if step.kl == "none":
-        return outputs
-    prior = _prior(p, q, step, dtype)
+
+
+def _kl(posterior: Gaussian, prior: Gaussian, log_q: Tensor, z: Tensor, step: Step) -> Tensor:
+    """Of every element (B, C, *S)."""
     if step.kl == "analytic":
-        kl = kl_analytic(posterior, prior, step.stable)
-    else:
-        kl = log_q - log_density(prior.over_std(z - prior.mean).square(), prior)
-    kl_channelwise = kl.flatten(2).sum(2)
-    return outputs._replace(
-        kl_samplewise=kl_channelwise.sum(1),
-        kl_restricted=None if step.window is None else windowed(kl, step.window).flatten(1).sum(1),
-        kl_channelwise=kl_channelwise,
-        kl_spatial=kl.sum(1),
-        kl_elementwise=dense(kl, step.channels_last) if step.elementwise else None,
-    )
+        return kl_analytic(posterior, prior, step.stable)
+    return log_q - log_density(prior.over_std(z - prior.mean).square(), prior)
 
 
 def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
