@@ -22,14 +22,15 @@ def clamp_logvar(logvar: Tensor, logvar_max: float | None) -> Tensor:
 
 def _exponential_part(logvar: Tensor) -> Tensor:
     """exp(min(l, 0)): of the stable variance, and v times its slope."""
-    return torch.exp(torch.where(logvar > 0, 0.0, logvar))
+    return torch.exp(torch.minimum(logvar, logvar.new_zeros(())))
 
 
 def variance(logvar: Tensor, stable: bool, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Stable: exp(l) for l <= 0, 1 + l above (once differentiable at 0), plus the floor. Naive: exp(l)."""
     if not stable:
         return torch.exp(logvar)
-    return _exponential_part(logvar) + torch.where(logvar > 0, logvar, 0.0) + floor
+    # At 0 minimum and maximum pass half of the gradient each, together all of it.
+    return _exponential_part(logvar) + torch.maximum(logvar, logvar.new_zeros(())) + floor
 
 
 def log_variance(logvar: Tensor, stable: bool) -> Tensor:
