@@ -219,7 +219,7 @@ def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
 def _as_number(value: Any, name: str, expected: str = "a number") -> float:
     """Not a tensor: its gradient would be lost, and its value is needed on the host."""
     if isinstance(value, _NUMBERS):
-        return value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]  # a symbolic number acts as one
     if isinstance(value, numbers.Real):  # NumPy's
         return float(value)
     raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}")
@@ -240,7 +240,7 @@ def _window_side(vanilla_latent_hw: int | None) -> int | None:
 
 def _as_integer(value: Any, name: str, expected: str) -> int:
     if isinstance(value, _INTEGERS):
-        return value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]  # a symbolic number acts as one
     try:
         return operator.index(value)  # NumPy's integers
     except TypeError:

@@ -18,6 +18,7 @@ from ladder_kernels.backends import select
 from ladder_kernels.backends.step import Step
 from ladder_kernels.geometry import is_channels_last
 from tests.conftest import BACKENDS
+from tests.test_paths import channels_last, sliced
 
 STEP_OUTPUTS = ("z", "kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "logprob_q")
 
@@ -164,15 +165,9 @@ SOURCES = {
 }
 
 
-def sliced(tensor):
-    wide = torch.randn(tensor.shape[0], tensor.shape[1] + 3, *tensor.shape[2:])
-    wide[:, 2:-1] = tensor
-    return wide[:, 2:-1]
-
-
 LAYOUTS = {
     "nchw": lambda t: t,
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "channels_last": channels_last,
     "slice": sliced,
     "transposed space": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
 }
