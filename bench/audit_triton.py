@@ -7,6 +7,7 @@ from typing import Any, Literal
 from bench.audit_table import VALUES, Variant, row
 from bench.fake_gpu import TARGETS, compiled_launches, install
 from bench.sass import amd_cost, nvidia_costs
+from ladder_kernels.variance import VarianceMap
 
 # A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
 LATENT = (32, 128, 64, 64)
@@ -71,7 +72,7 @@ def _call(variant: Variant) -> None:
     q, p = (empty(batch, 2 * channels, *space, dtype=dtype) for _ in range(2))
     seed = empty(dtype=torch.int64)
     direction, _, kl = variant.kernel.partition(" ")
-    step = Step("seed", KL[kl or "none"], logvar_max=20.0, channels_last=channels_last)
+    step = Step("seed", KL[kl or "none"], variance=VarianceMap(raw_max=20.0), channels_last=channels_last)
     if direction == "sample":
         backend.sample(q, seed, step)
     elif direction == "forward":

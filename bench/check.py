@@ -16,6 +16,7 @@ from bench.timing import Stages
 from ladder_kernels.backends import torch as oracle
 from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.geometry import restricted_window
+from ladder_kernels.variance import VarianceMap
 
 SEED = 7
 # Of the largest value of a tensor. Upstream computes its KL in 16 bits on a CPU, under autocast.
@@ -75,7 +76,7 @@ def _expected(rows: slice, noise: Tensor, case: Case, inputs: Inputs) -> dict[st
     q, p, eps = (tensor.detach()[rows].double() for tensor in (inputs.q, inputs.p, noise))
     window = restricted_window(case.space, case.window)
     kl: Literal["analytic", "monte_carlo"] = "analytic" if case.analytic else "monte_carlo"
-    step = Step("noise", kl, logvar_max=LOGVAR_MAX, window=window)
+    step = Step("noise", kl, variance=VarianceMap(raw_max=LOGVAR_MAX), window=window)
     if case.prediction:
         return {"z": oracle.sample(q, eps, step)}
     outputs = oracle.forward(q, p, eps, step)

@@ -21,6 +21,7 @@ from bench.fake_gpu import install
 from ladder_kernels.autograd import NormalSampleKL
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
+from ladder_kernels.variance import VarianceMap
 
 SHAPE = (8, 128, 4, 4)
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel")
@@ -50,7 +51,7 @@ def measure(repeats: int) -> dict[str, tuple[float, float, float]]:
     """Rows of (median, p20, p80): each adds one layer to the one before."""
     batch, channels, *space = SHAPE
     q, p = (torch.randn(batch, 2 * channels, *space, requires_grad=True) for _ in range(2))
-    seed, step = torch.tensor(1), Step("seed", logvar_max=20.0, window=(1, 3, 1, 3))
+    seed, step = torch.tensor(1), Step("seed", variance=VarianceMap(raw_max=20.0), window=(1, 3, 1, 3))
     grad_z, grad_kl = torch.randn(SHAPE), torch.randn(batch)
     grads, needs = StepGrads(z=grad_z, kl_samplewise=grad_kl), (True, True, False)
 

@@ -17,6 +17,7 @@ from ladder_kernels import normal_sample, normal_sample_kl, use_backend
 from ladder_kernels.backends.select import reason_unavailable
 from ladder_kernels.geometry import in_memory_order, is_channels_last, latent_shape
 from ladder_kernels.noise import draw_seed, philox_normal
+from ladder_kernels.variance import VarianceMap
 
 SUMS = ("kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "logprob_q")
 LOSS = "kl_samplewise_restricted"  # the KL that the timed backward starts from, besides z
@@ -150,13 +151,13 @@ def _ours(noise: Literal["torch", "philox", "default"]) -> Callable[[Case], Forw
                 inputs.q,
                 inputs.p,
                 analytical_kl=analytic,
-                logvar_max=LOGVAR_MAX,
+                variance=VarianceMap(raw_max=LOGVAR_MAX),
                 vanilla_latent_hw=window,
                 **source(inputs.q),
             )
 
         def sample(inputs: Inputs) -> Any:
-            return normal_sample(inputs.q, logvar_max=LOGVAR_MAX, **source(inputs.q))
+            return normal_sample(inputs.q, variance=VarianceMap(raw_max=LOGVAR_MAX), **source(inputs.q))
 
         return sample if case.prediction else step
 

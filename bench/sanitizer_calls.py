@@ -11,6 +11,7 @@ import torch
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
 from ladder_kernels.backends.select import NAMES
+from ladder_kernels.variance import VarianceMap
 
 SHAPES = ((2, 3, 7), (3, 5, 7, 9), (2, 8, 16, 16), (2, 3, 2, 5, 4))
 DTYPES = (torch.float32, torch.bfloat16)
@@ -35,7 +36,13 @@ def call(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_la
     priors = (learned, broadcast, None, learned)
     for source, p in zip(sources, priors, strict=True):
         step = normal_sample_kl(
-            q, p, **source, analytical_kl=analytical, logvar_max=2.0, vanilla_latent_hw=4, elementwise=True
+            q,
+            p,
+            **source,
+            analytical_kl=analytical,
+            variance=VarianceMap(raw_max=2.0),
+            vanilla_latent_hw=4,
+            elementwise=True,
         )
         sums = [value.float().sum() for value in step if value is not None and value.requires_grad]
         torch.stack(sums).sum().backward()

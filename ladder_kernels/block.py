@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ladder_kernels.composed import KL_KEYS, STAGES, ComposedStep, copy_first, crop_to_q
 from ladder_kernels.functional import fresh_source, normal_sample, normal_sample_kl, sample_with_log_density
 from ladder_kernels.geometry import latent_shape
+from ladder_kernels.overrides import KL_KEYS, STAGES, ComposedStep, copy_first, crop_to_q
 from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair
 
 
@@ -30,7 +30,7 @@ class NormalStochasticBlock(ComposedStep):
     vanilla_latent_hw
         Side of the centred window of `kl_samplewise_restricted`. None: the whole latent.
     use_naive_exponential
-        Variance `exp(l)`, instead of the stable map of `normal_sample_kl`.
+        `VarianceMap("exp")` instead of the default, "stable".
     allow_oddsizes
         Keep odd sizes. By default q and p are cropped to even sizes where the last dim is odd, as upstream's are.
     rng
@@ -171,7 +171,7 @@ class NormalStochasticBlock(ComposedStep):
         if self._has_overrides():
             return self._sample(self.process_q_params(q_params, var_clip_max)[2])
         q = self._packed_q(q_params)
-        return normal_sample(q, **self._noise_source(q), **self._variance_map(var_clip_max))
+        return normal_sample(q, **self._noise_source(q), variance=self._variance(var_clip_max))
 
     def _infer(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
@@ -186,8 +186,8 @@ class NormalStochasticBlock(ComposedStep):
             analytical_kl=call.analytical_kl,
             vanilla_latent_hw=self._vanilla_latent_hw,
             elementwise=True,
+            variance=self._variance(call.var_clip_max),
             **self._source(q, call),
-            **self._variance_map(call.var_clip_max),
         )
         return {
             **{key: getattr(metrics, key) for key in KL_KEYS},
@@ -202,8 +202,9 @@ class NormalStochasticBlock(ComposedStep):
         """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
         q = self._packed_q(q_params)
         self._validate(call, q)
-        source, variance_map = self._source(q, call), self._variance_map(call.var_clip_max)
-        z, logprob_q, qvar_max = sample_with_log_density(q, **source, **variance_map)
+        z, logprob_q, qvar_max = sample_with_log_density(
+            q, variance=self._variance(call.var_clip_max), **self._source(q, call)
+        )
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
@@ -219,7 +220,9 @@ class NormalStochasticBlock(ComposedStep):
         self._validate(call, p)
         z = call.forced_latent
         if z is None:
-            z = normal_sample(p, **self._noise_source(p, mode=call.use_mean), **self._variance_map(call.var_clip_max))
+            z = normal_sample(
+                p, **self._noise_source(p, mode=call.use_mean), variance=self._variance(call.var_clip_max)
+            )
         elif z.shape[1:] != latent_shape(p)[1:]:
             raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
         if call.constant:
@@ -242,9 +245,7 @@ class NormalStochasticBlock(ComposedStep):
             return self._shown_p(self._packed_p(p_params), call)
         late = LateCall(self.conv_in_p, p_params)
         return late_parameter_pair(
-            lambda: copy_first(late()) if call.constant else late(),
-            call.var_clip_max,
-            stable=not self._use_naive_exponential,
+            lambda: copy_first(late()) if call.constant else late(), self._variance(call.var_clip_max)
         )
 
     def _source(self, q: Tensor, call: "_Call") -> dict[str, Any]:
@@ -254,7 +255,7 @@ class NormalStochasticBlock(ComposedStep):
             source = self._noise_source(q, mode=call.use_mean)
             if not call.constant:
                 return source
-            z = normal_sample(q, **source, **self._variance_map(call.var_clip_max))
+            z = normal_sample(q, **source, variance=self._variance(call.var_clip_max))
         return {"latent": copy_first(z) if call.constant else z}
 
     def _noise_source(self, packed: Tensor, mode: bool = False) -> dict[str, Any]:
@@ -263,9 +264,6 @@ class NormalStochasticBlock(ComposedStep):
             return {"mode": True}
         draw, source = fresh_source(packed, self._uses_philox(packed))
         return {draw: source}
-
-    def _variance_map(self, var_clip_max: float | None) -> dict[str, Any]:
-        return {"logvar_max": var_clip_max, "stable": not self._use_naive_exponential}
 
     def _validate(self, call: "_Call", *packed: Tensor) -> None:
         """With `validate_args`, upstream's ValueError for invalid parameters or a latent with NaN."""

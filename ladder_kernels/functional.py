@@ -11,11 +11,15 @@ from ladder_kernels.autograd import default_is_philox, run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
+from ladder_kernels.variance import VarianceMap
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Python's and a compiler's symbolic ones.
 _INTEGERS = (int, torch.SymInt)
 _NUMBERS = (float, torch.SymFloat, *_INTEGERS)
+
+
+_CAREAMICS = VarianceMap()
 
 
 class SampleKL(NamedTuple):
@@ -43,9 +47,8 @@ def normal_sample_kl(
     q_params: Tensor,
     p_params: Tensor | None,
     *,
+    variance: VarianceMap = _CAREAMICS,
     analytical_kl: bool = False,
-    logvar_max: float | None = None,
-    stable: bool = True,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     seed: Tensor | int | None = None,
@@ -59,17 +62,15 @@ def normal_sample_kl(
     Parameters
     ----------
     q_params
-        Raw parameters of q, packed (B, 2C, *S): means, then log-variances. float16, bfloat16, float32 or float64;
+        Raw parameters of q, packed (B, 2C, *S): means, then raw spreads. float16, bfloat16, float32 or float64;
         S has 1 to 3 dims; any strides.
     p_params
         The same of the prior p, with batch B or 1 (broadcast). None is the standard normal N(0, I).
+    variance
+        How the raw spreads of q and p become variances, clamps included.
     analytical_kl
         Closed form, `1/2 [vq/vp + (qm - pm)^2/vp - 1 - log(vq/vp)]`; else the one-sample Monte-Carlo estimate
         `log q(z) - log p(z)`, whose gradient includes the score term.
-    logvar_max
-        Upper clamp of both log-variances. Beyond it their gradient is 0.
-    stable
-        Variance `exp(l) if l <= 0 else 1 + l`, plus 1e-6; False: `exp(l)`.
     noise, latent, seed, mode
         Where z comes from; at most one of them. `noise` (B, C, *S): z = mean + temperature * std * noise.
         `latent` (B, C, *S): it is z. `seed`: Philox noise of any integer (modulo 2^64), or of an int64 tensor with
@@ -101,8 +102,7 @@ def normal_sample_kl(
     step = Step(
         draw=draw,
         kl="analytic" if analytical_kl else "monte_carlo",
-        stable=stable,
-        logvar_max=_as_bound(logvar_max),
+        variance=_checked(variance),
         temperature=_as_number(temperature, "temperature"),
         window=window,
         elementwise=elementwise,
@@ -125,8 +125,7 @@ def normal_sample_kl(
 def normal_sample(
     params: Tensor,
     *,
-    logvar_max: float | None = None,
-    stable: bool = True,
+    variance: VarianceMap = _CAREAMICS,
     noise: Tensor | None = None,
     seed: Tensor | int | None = None,
     mode: bool = False,
@@ -136,7 +135,7 @@ def normal_sample(
 
     The arguments are those of `normal_sample_kl`, and so are the errors.
     """
-    return run_sample(*_sampling(params, noise, None, seed, mode, temperature, stable, logvar_max))
+    return run_sample(*_sampling(params, noise, None, seed, mode, temperature, variance))
 
 
 class Sample(NamedTuple):
@@ -150,8 +149,7 @@ class Sample(NamedTuple):
 def sample_with_log_density(
     params: Tensor,
     *,
-    logvar_max: float | None = None,
-    stable: bool = True,
+    variance: VarianceMap = _CAREAMICS,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     seed: Tensor | int | None = None,
@@ -159,7 +157,7 @@ def sample_with_log_density(
     temperature: float = 1.0,
 ) -> Sample:
     """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`."""
-    params, source, step = _sampling(params, noise, latent, seed, mode, temperature, stable, logvar_max)
+    params, source, step = _sampling(params, noise, latent, seed, mode, temperature, variance)
     z, *_, logprob_q, qvar_max, _ = run_step(params, None, source, step)
     return Sample(z if latent is None else latent, logprob_q, qvar_max)
 
@@ -171,8 +169,7 @@ def _sampling(
     seed: Tensor | int | None,
     mode: bool,
     temperature: float,
-    stable: bool,
-    logvar_max: float | None,
+    variance: VarianceMap,
 ) -> tuple[Tensor, Tensor | None, Step]:
     """The arguments of a sample without a KL, checked, as `autograd` wants them."""
     _check_packed(params, "params")
@@ -180,8 +177,7 @@ def _sampling(
     step = Step(
         draw=draw,
         kl="none",
-        stable=stable,
-        logvar_max=_as_bound(logvar_max),
+        variance=_checked(variance),
         temperature=_as_number(temperature, "temperature"),
         channels_last=is_channels_last(params),
     )
@@ -193,7 +189,7 @@ def _check_packed(packed: Tensor, name: str) -> None:
     if not 3 <= packed.dim() <= 5:
         raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(packed.shape)}")
     if packed.shape[1] % 2 or packed.shape[1] == 0:
-        raise ValueError(f"{name} packs means and log-variances, so its channels are even; got {tuple(packed.shape)}")
+        raise ValueError(f"{name} packs means and raw spreads, so its channels are even; got {tuple(packed.shape)}")
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:
@@ -225,8 +221,10 @@ def _as_number(value: Any, name: str, expected: str = "a number") -> float:
     raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}")
 
 
-def _as_bound(logvar_max: Any) -> float | None:
-    return None if logvar_max is None else _as_number(logvar_max, "logvar_max", "a number or None")
+def _checked(variance: VarianceMap) -> VarianceMap:
+    if not isinstance(variance, VarianceMap):
+        raise TypeError(f"variance must be a VarianceMap, got {type(variance).__name__} {variance!r}")
+    return variance
 
 
 def _window_side(vanilla_latent_hw: int | None) -> int | None:

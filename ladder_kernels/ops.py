@@ -16,12 +16,13 @@ from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import load
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype, with_zeros
 from ladder_kernels.geometry import in_memory_order, latent_shape
+from ladder_kernels.variance import VarianceMap
 
 NAMESPACE = "ladder_kernels"
 
 _STEP = (
-    "str draw, str kl, bool stable, float? logvar_max, Tensor? temperature, SymInt[]? window, bool elementwise, "
-    "bool channels_last, str backend"
+    "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, Tensor? temperature, "
+    "SymInt[]? window, bool elementwise, bool channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
@@ -56,8 +57,10 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     return (
         step.draw,
         step.kl,
-        step.stable,
-        step.logvar_max,
+        step.variance.kind,
+        step.variance.raw_min,
+        step.variance.raw_max,
+        step.variance.floor,
         temperature,
         step.window,
         step.elementwise,
@@ -157,11 +160,19 @@ torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, s
 
 def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
     """The step and the backend from `arguments`; a temperature stays a tensor, which may be a fake one."""
-    *fields, backend = step_and_backend
-    step = Step(*fields)
-    # The operator's schema has a list for it.
-    window: Any = None if step.window is None else tuple(step.window)
-    return step._replace(window=window, temperature=1.0 if step.temperature is None else step.temperature), backend
+    draw, kl, kind, raw_min, raw_max, floor, temperature, window, *layout, backend = step_and_backend
+    variance = VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, floor=floor)
+    step = Step(
+        draw,
+        kl,
+        variance,
+        temperature=1.0 if temperature is None else temperature,
+        # The operator's schema has a list for it.
+        window=None if window is None else tuple(window),
+        elementwise=layout[0],
+        channels_last=layout[1],
+    )
+    return step, backend
 
 
 def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:

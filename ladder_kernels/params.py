@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ladder_kernels.backends.torch.formulas import VARIANCE_FLOOR, clamp_logvar, max_log_variance, variance
+from ladder_kernels.backends.torch.formulas import Gaussian, clamp, gaussian
 from ladder_kernels.geometry import center_crop
+from ladder_kernels.variance import FLOORS, VarianceMap
 
 
 class _Parameter:
@@ -57,63 +58,60 @@ class StableMean(_Parameter):
 
 
 class StableLogVar(_Parameter):
-    """The log-variance of a Gaussian.
+    """The log-variance of a Gaussian, mapped from the raw parameter when a value is asked for.
 
     Parameters
     ----------
     logvar
-        The raw log-variance (B, C, *S).
-    enable_stable
-        Variance `exp(l) if l <= 0 else 1 + l`, plus `var_eps`; False: `exp(l)`.
-    var_eps
-        Floor of the stable variance.
-    logvar_max
-        Upper clamp of `logvar`, applied when a value is asked for.
+        The raw parameter (B, C, *S).
+    enable_stable, var_eps
+        Upstream's: the map "stable" with that floor, or the map "exp".
+    variance
+        The map itself, instead of these two.
     """
 
     def __init__(
         self,
         logvar: Tensor | Callable[[], Tensor],
         enable_stable: bool = True,
-        var_eps: float = VARIANCE_FLOOR,
+        var_eps: float = FLOORS["stable"],
         *,
-        logvar_max: float | None = None,
+        variance: VarianceMap | None = None,
     ) -> None:
         super().__init__(logvar)
-        self._enable_stable = enable_stable
-        self._eps = var_eps
-        self._logvar_max = logvar_max
+        self._variance = variance or (VarianceMap("stable", floor=var_eps) if enable_stable else VarianceMap("exp"))
 
     @property
     def _lv(self) -> Tensor:
-        return clamp_logvar(self._tensor, self._logvar_max)
+        return clamp(self._tensor, self._variance)[0]
+
+    @property
+    def _eps(self) -> float:
+        return self._variance.floor
+
+    def _gaussian(self) -> Gaussian:
+        return gaussian(self._tensor, self._tensor, self._variance)
 
     def get(self) -> Tensor:
-        """The log of the variance; in the naive map the clamped log-variance."""
-        return torch.log(self.get_var()) if self._enable_stable else self._lv
-
-    def max(self) -> Tensor:
-        """The largest `get()` (), detached; -inf where there is none."""
-        return max_log_variance(self._lv, self._enable_stable)
+        """The log of the variance."""
+        return self._gaussian().log_var
 
     def get_var(self) -> Tensor:
         """The variance."""
-        return variance(self._lv, self._enable_stable, self._eps)
+        return self._gaussian().std.square()
 
     def get_std(self) -> Tensor:
-        """The standard deviation; the naive one does not underflow where its square does."""
-        return torch.sqrt(self.get_var()) if self._enable_stable else torch.exp(0.5 * self._lv)
+        """The standard deviation."""
+        return self._gaussian().std
 
 
-def parameter_pair(packed: Tensor, logvar_max: float | None, stable: bool) -> tuple[StableMean, StableLogVar]:
+def parameter_pair(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
     """The two halves of packed parameters (B, 2C, *S), as views."""
-    mean, logvar = packed.chunk(2, dim=1)
-    return StableMean(mean), StableLogVar(logvar, enable_stable=stable, logvar_max=logvar_max)
+    mean, raw = packed.chunk(2, dim=1)
+    return StableMean(mean), StableLogVar(raw, variance=variance)
 
 
-def late_parameter_pair(
-    compute: Callable[[], Tensor], logvar_max: float | None, stable: bool
-) -> tuple[StableMean, StableLogVar]:
+def late_parameter_pair(compute: Callable[[], Tensor], variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
     """The same of packed parameters that are computed when one of the two is first read."""
     halves: list[Tensor] = []
 
@@ -122,10 +120,7 @@ def late_parameter_pair(
             halves.extend(compute().chunk(2, dim=1))
         return halves[index]
 
-    return (
-        StableMean(lambda: half(0)),
-        StableLogVar(lambda: half(1), enable_stable=stable, logvar_max=logvar_max),
-    )
+    return StableMean(lambda: half(0)), StableLogVar(lambda: half(1), variance=variance)
 
 
 class LateCall:

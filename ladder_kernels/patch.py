@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ladder_kernels.block import NormalStochasticBlock
-from ladder_kernels.composed import STAGES
+from ladder_kernels.overrides import STAGES
 
 UPSTREAM_NAME = "NormalStochasticBlock"
 _ATTRIBUTES = (
@@ -38,18 +38,18 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
     (
         lambda block: hasattr(block, "process_q_params") and _takes(block, "use_mode"),
         "it is the block of uSplit, denoiSplit or CAREamics before 0.0.5, which takes use_mode and treats odd sizes in "
-        "another way: use ladder_kernels.normal_sample_kl(..., logvar_max=var_clip_max) between its convolutions, with "
-        "stable=False where it has use_naive_exponential",
+        "another way: use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.careamics(var_clip_max)) between "
+        'its convolutions, and VarianceMap("exp", raw_max=var_clip_max) where it has use_naive_exponential',
     ),
     (
         lambda block: _takes(block, "use_mode") and _takes(block, "analytical_kl"),
         "its variance is exp of the log-variance (HDN, ladder-vae-pytorch): "
-        "use ladder_kernels.normal_sample_kl(..., stable=False) between its convolutions",
+        "use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.hdn()) between its convolutions",
     ),
     (
         lambda block: _takes(block, "use_mode"),
         "its standard deviation is softplus of what the convolution gives (COSDD): give its mean and 2 log std, "
-        "concatenated, to ladder_kernels.normal_sample_kl(..., stable=False, analytical_kl=True)",
+        'concatenated, to ladder_kernels.normal_sample_kl(..., variance=VarianceMap("exp"), analytical_kl=True)',
     ),
     (
         lambda block: True,

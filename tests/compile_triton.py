@@ -15,6 +15,7 @@ import torch
 
 from bench.fake_gpu import TARGETS, install
 from ladder_kernels.backends.step import Step, StepGrads, compute_dtype
+from ladder_kernels.variance import KINDS, VarianceMap
 from tests.pairwise import Row, covering_rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,8 +33,8 @@ SAMPLE = {
     "dims": (1, 2, 3),
     "wide": EITHER,
     "q": DTYPES,
-    "stable": EITHER,
-    "logvar_max": (None, 20.0, 0.1, 1e-50),
+    "kind": KINDS,
+    "raw_max": (None, 20.0, 0.1, 1e-50),
 }
 FORWARD = {
     "kl": ("monte_carlo", "analytic", "none"),
@@ -120,7 +121,7 @@ def launch(operation: str, row: Row) -> None:
     last = row["layout"] == "channels_last"
     # How all but q lies.
     others_last = last or row["layout"] == "mixed"
-    step = Step(row["draw"], stable=row["stable"], logvar_max=row["logvar_max"], temperature=row["temperature"])
+    step = Step(row["draw"], variance=VarianceMap(row["kind"], raw_max=row["raw_max"]), temperature=row["temperature"])
     step = step._replace(channels_last=last)
     q = without_memory(row, row["q"], (batch, 2 * channels, *space), last)
     source = torch.empty((), dtype=torch.int64, device="meta") if row["draw"] == "seed" else None

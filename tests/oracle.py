@@ -1,6 +1,7 @@
 """The plain formula, written with torch.distributions and differentiated by autograd: exact in float64.
 
-Independent of the package on purpose. Evaluated in float64 it is the truth, in float32 it is "plain PyTorch".
+Independent of the package on purpose, but for the names of the variance maps.
+Evaluated in float64 it is the truth, in float32 it is "plain PyTorch".
 """
 
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+
+from ladder_kernels.variance import VarianceMap
 
 # How many roundings of the largest value a result may be off by, beyond plain PyTorch's own error. On a GPU exp, log
 # and the roots are single instructions, each of which is off by up to two, and a gradient is made of several.
@@ -24,15 +27,21 @@ OUTPUTS = (
 )
 
 
-def normal(packed: Tensor, logvar_max: float | None, stable: bool) -> Normal:
-    mean, logvar = packed.chunk(2, dim=1)
-    if logvar_max is not None:
-        # Not clamp: its gradient at the bound depends on torch's version.
-        logvar = torch.where(logvar > logvar_max, logvar_max, logvar)
-    if stable:
-        variance = torch.where(logvar > 0, 1 + logvar, torch.where(logvar > 0, 0.0, logvar).exp()) + 1e-6
-        return Normal(mean, variance.sqrt(), validate_args=False)
-    return Normal(mean, (logvar / 2).exp(), validate_args=False)
+def normal(packed: Tensor, variance: VarianceMap) -> Normal:
+    mean, raw = packed.chunk(2, dim=1)
+    # Not clamp: its gradient at the bound depends on torch's version.
+    if variance.raw_min is not None:
+        raw = torch.where(raw < variance.raw_min, variance.raw_min, raw)
+    if variance.raw_max is not None:
+        raw = torch.where(raw > variance.raw_max, variance.raw_max, raw)
+    return Normal(mean, STD[variance.kind](raw), validate_args=False)
+
+
+# By `VarianceMap.kind`, of the raw parameter after the clamp.
+STD = {
+    "stable": lambda raw: (torch.where(raw > 0, 1 + raw, torch.where(raw > 0, 0.0, raw).exp()) + 1e-6).sqrt(),
+    "exp": lambda raw: (raw / 2).exp(),
+}
 
 
 def step(
@@ -40,8 +49,7 @@ def step(
     p_params: Tensor | None,
     *,
     analytical_kl: bool = False,
-    logvar_max: float | None = None,
-    stable: bool = True,
+    variance: VarianceMap = VarianceMap(),  # noqa: B008
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     mode: bool = False,
@@ -49,9 +57,9 @@ def step(
     vanilla_latent_hw: int | None = None,
 ) -> dict[str, Tensor]:
     """The differentiable outputs of `normal_sample_kl`, and `qvar_max`."""
-    q = normal(q_params, logvar_max, stable)
+    q = normal(q_params, variance)
     zero = torch.zeros_like(q.mean)
-    p = normal(p_params, logvar_max, stable) if p_params is not None else Normal(zero, zero + 1, validate_args=False)
+    p = normal(p_params, variance) if p_params is not None else Normal(zero, zero + 1, validate_args=False)
     if latent is not None:
         z, eps = latent, (latent - q.mean) / q.stddev
     else:

@@ -129,7 +129,7 @@ def test_noise_is_philox_by_default_where_a_kernel_makes_it(monkeypatch, name):
     monkeypatch.setattr(select, "_find", lambda _: (stand_in, None))
     q = torch.zeros(1, 2, 8)
     torch.manual_seed(0)
-    z = ladder_kernels.normal_sample(q, stable=False)
+    z = ladder_kernels.normal_sample(q, variance=ladder_kernels.VarianceMap("exp"))
     torch.manual_seed(0)
     if name in ("triton", "cuda"):
         expected = philox_normal(torch.randint(2**63 - 1, ()), 8, torch.float32).view(1, 1, 8)
@@ -180,6 +180,7 @@ from ladder_kernels.backends.select import reason_unavailable
 print(reason_unavailable("triton"))
 ladder_kernels.normal_sample(torch.zeros(1, 2, 3))
 from ladder_kernels import info
+from ladder_kernels.variance import VarianceMap
 info.collect()
 """
 

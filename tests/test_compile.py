@@ -17,6 +17,7 @@ from ladder_kernels import NormalStochasticBlock, normal_sample, normal_sample_k
 from ladder_kernels.backends import select
 from ladder_kernels.backends.step import Step
 from ladder_kernels.geometry import is_channels_last
+from ladder_kernels.variance import VarianceMap
 from tests.conftest import BACKENDS
 from tests.test_paths import channels_last, sliced
 
@@ -197,7 +198,9 @@ def test_opcheck(backend, draw, layout, p_layout, prior):
         source = LAYOUTS[p_layout](torch.randn(2, 3, 4, 6)).requires_grad_(draw == "latent")
     window, kl = (1, 3, 1, 5), "none" if prior == "standard" and draw != "mode" else "monte_carlo"
     last = is_channels_last(q)
-    step = Step(draw, kl, logvar_max=20.0, window=window, elementwise=draw != "seed", channels_last=last)
+    step = Step(
+        draw, kl, variance=VarianceMap(raw_max=20.0), window=window, elementwise=draw != "seed", channels_last=last
+    )
     # Recompiling under symbolic shapes is tested apart: it takes seconds.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
@@ -347,12 +350,12 @@ def feed(program, inputs):
 def test_the_operator_gives_the_eager_numbers(backend, draw):
     q, p = (torch.randn(2, 6, 4, 4, requires_grad=True) for _ in range(2))
     source = SOURCES[draw]()
-    step = Step(draw, logvar_max=20.0, window=(1, 3, 1, 3), elementwise=True)
+    step = Step(draw, variance=VarianceMap(raw_max=20.0), window=(1, 3, 1, 3), elementwise=True)
     outputs = [out for out in ops.step(q, p, source, step, backend) if out is not None and out.requires_grad]
     eager = normal_sample_kl(
         q,
         p,
-        logvar_max=20.0,
+        variance=VarianceMap(raw_max=20.0),
         vanilla_latent_hw=2,
         elementwise=True,
         **{draw: True if draw == "mode" else source},

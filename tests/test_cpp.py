@@ -10,6 +10,7 @@ import torch
 from ladder_kernels import normal_sample_kl, use_backend
 from ladder_kernels.backends import cpp
 from ladder_kernels.backends.step import Step, StepGrads
+from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.test_functional import packed, random_incoming
 
@@ -20,7 +21,9 @@ def step_and_gradients(shape, p_batch, layout=torch.contiguous_format):
     p = packed(shape, batch=p_batch).contiguous(memory_format=layout).requires_grad_()
     incoming = random_incoming(shape, oracle.OUTPUTS)
     with use_backend("cpp"):
-        outputs = normal_sample_kl(q, p, seed=7, logvar_max=20.0, vanilla_latent_hw=8, elementwise=True)._asdict()
+        outputs = normal_sample_kl(
+            q, p, seed=7, variance=VarianceMap(raw_max=20.0), vanilla_latent_hw=8, elementwise=True
+        )._asdict()
         return [*outputs.values(), *oracle.gradients(outputs, [q, p], incoming)]
 
 
@@ -36,7 +39,7 @@ def test_the_number_of_threads_does_not_change_a_bit(layout, p_batch):
         assert all(torch.equal(value, expected) for value, expected in zip(values, results[0], strict=True))
 
 
-Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", True, None, 1.0, None, False, False)
+Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", True, None, 1.0, None, "exp", False)
 WRONG = {
     "q": (torch.zeros(2, 3, 3), None, None, STEP, {}, r"q must be .*got \[2, 3, 3\]"),
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
@@ -107,12 +110,12 @@ def test_outputs_of_a_single_position_have_the_strides_of_the_order_given():
 
 
 @pytest.mark.parametrize("draw", ["seed", "noise", "latent", "mode"])
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
-def test_without_a_kl_the_rest_is_that_of_a_step_with_one(draw, stable):
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_kl_the_rest_is_that_of_a_step_with_one(draw, kind):
     shape = (3, 5, 17, 33)
     q, noise = packed(shape), torch.randn(shape)
     source = {"seed": torch.tensor(7), "noise": noise, "latent": noise, "mode": None}[draw]
-    step = Step(draw, stable=stable, logvar_max=1.0, temperature=0.7)
+    step = Step(draw, variance=VarianceMap(kind, raw_max=1.0), temperature=0.7)
     incoming = random_incoming(shape, ("z", "logprob_q")[draw == "latent" :])
     needs = (True, False, draw == "latent")
     expected = run(step, q, None, source, StepGrads(**incoming), needs)
@@ -139,24 +142,25 @@ def at_one_element(mean, raw):
 # product leaves the range of floats unless it is taken in the right order.
 KL, LOG_Q = "kl_samplewise", "logprob_q"
 EXTREMES = {
-    "1 / std beyond the range": ((0.5, -190.0), (0.5, -185.0), "mode", None, False, "monte_carlo", {KL: 1.0}),
-    "1 / std beyond the range, analytic": ((0.5, -190.0), (0.5, -185.0), "mode", None, False, "analytic", {KL: 1.0}),
-    "variances beyond the range": ((0.0, 150.0), (0.0, 160.0), "noise", 0.3, False, "analytic", {KL: 1.0, "z": 1.0}),
-    "a ratio of variances that underflows": ((0.0, -50.0), (0.0, 1e34), "mode", None, True, "analytic", {KL: 1.0}),
-    "two variances beyond the range": ((0.0, 370.0), (0.0, 365.0), "mode", None, False, "analytic", {KL: 1.0}),
-    "a square, halved last": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, False, "monte_carlo", {KL: 1.9}),
-    "a square, halved last, analytic": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, False, "analytic", {KL: 1.9}),
-    "a square of eps": ((0.0, -100.0), (0.0, 0.0), "latent", 0.1, False, "monte_carlo", {LOG_Q: 1e-6}),
-    "an eps that nothing flows through": ((1.0, -110.0), (0.7, 1.35), "latent", 0.0, False, "analytic", {KL: 1.0}),
-    "a std that nothing flows through": ((0.0, 180.0), (0.0, 180.0), "noise", 0.0, False, "analytic", {KL: 1.0}),
+    "1 / std beyond the range": ((0.5, -190.0), (0.5, -185.0), "mode", None, "exp", "monte_carlo", {KL: 1.0}),
+    "1 / std beyond the range, analytic": ((0.5, -190.0), (0.5, -185.0), "mode", None, "exp", "analytic", {KL: 1.0}),
+    "variances beyond the range": ((0.0, 150.0), (0.0, 160.0), "noise", 0.3, "exp", "analytic", {KL: 1.0, "z": 1.0}),
+    "a ratio of variances that underflows": ((0.0, -50.0), (0.0, 1e34), "mode", None, "stable", "analytic", {KL: 1.0}),
+    "two variances beyond the range": ((0.0, 370.0), (0.0, 365.0), "mode", None, "exp", "analytic", {KL: 1.0}),
+    "a square, halved last": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, "exp", "monte_carlo", {KL: 1.9}),
+    "a square, halved last, analytic": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, "exp", "analytic", {KL: 1.9}),
+    "a square of eps": ((0.0, -100.0), (0.0, 0.0), "latent", 0.1, "exp", "monte_carlo", {LOG_Q: 1e-6}),
+    "an eps that nothing flows through": ((1.0, -110.0), (0.7, 1.35), "latent", 0.0, "exp", "analytic", {KL: 1.0}),
+    "a std that nothing flows through": ((0.0, 180.0), (0.0, 180.0), "noise", 0.0, "exp", "analytic", {KL: 1.0}),
 }
 
 
-@pytest.mark.parametrize(("q", "p", "draw", "value", "stable", "kl", "incoming"), EXTREMES.values(), ids=EXTREMES)
-def test_values_and_gradients_are_finite_where_the_truth_is(q, p, draw, value, stable, kl, incoming):
+@pytest.mark.parametrize(("q", "p", "draw", "value", "kind", "kl", "incoming"), EXTREMES.values(), ids=EXTREMES)
+def test_values_and_gradients_are_finite_where_the_truth_is(q, p, draw, value, kind, kl, incoming):
     q, p = at_one_element(*q), at_one_element(*p)
     source = None if value is None else torch.full((1, 1, 1), value)
-    step = Step(draw, kl, stable)
+    variance = VarianceMap(kind)
+    step = Step(draw, kl, variance)
     shapes = {"z": (1, 1, 1), KL: (1,), LOG_Q: (1,)}
     grads = {name: torch.full(shapes[name], grad) for name, grad in incoming.items()}
     found = run(step, q, p, source, StepGrads(**grads), (True, True, draw == "latent"))
@@ -164,7 +168,7 @@ def test_values_and_gradients_are_finite_where_the_truth_is(q, p, draw, value, s
     leaves = {"q_params": q, "p_params": p} | ({draw: source} if draw == "latent" else {})
     exact = {name: leaf.double().requires_grad_() for name, leaf in leaves.items()}
     more = {"noise": source.double()} if draw == "noise" else {}
-    outputs = oracle.step(**exact, **more, mode=draw == "mode", stable=stable, analytical_kl=kl == "analytic")
+    outputs = oracle.step(**exact, **more, mode=draw == "mode", variance=variance, analytical_kl=kl == "analytic")
     expected = oracle.gradients(outputs, list(exact.values()), grads)
     truths = {name: outputs[name].detach() for name in (KL, LOG_Q)}
     truths |= dict(zip(("grad_q", "grad_p", "grad_latent"), expected, strict=False))
@@ -173,12 +177,12 @@ def test_values_and_gradients_are_finite_where_the_truth_is(q, p, draw, value, s
         torch.testing.assert_close(value.expand(truth.shape), truth.float(), rtol=3e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
-def test_a_log_variance_that_nothing_flows_through_may_be_nan(stable):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_log_variance_that_nothing_flows_through_may_be_nan(kind):
     q = at_one_element(0.5, torch.nan)
     for step, source in (
-        (Step("mode", stable=stable), None),
-        (Step("noise", "none", stable=stable), torch.ones(1, 1, 1)),
+        (Step("mode", variance=VarianceMap(kind)), None),
+        (Step("noise", "none", variance=VarianceMap(kind)), torch.ones(1, 1, 1)),
     ):
         grads = ones(z=(1, 1, 1)) if step.draw == "mode" else StepGrads()
         grad_q, _, _ = cpp.backward(q, None, source, step, grads, (True, False, False))
@@ -195,7 +199,7 @@ def test_the_gradient_passes_up_to_the_clamp_and_at_it(dtype):
     if dtype == torch.bfloat16:  # which has no such bound
         raws, passes = [below, torch.tensor(20.125)], [True, False]
     q = torch.stack([torch.zeros(len(raws)), torch.stack([raw.to(dtype) for raw in raws])]).to(dtype).unsqueeze(0)
-    step = Step("mode", stable=True, logvar_max=bound)
+    step = Step("mode", variance=VarianceMap(raw_max=bound))
     grad_q, _, _ = cpp.backward(q, None, None, step, ones(kl_samplewise=(1,)), (True, False, False))
     for grad, expected in zip(grad_q[0, 1].tolist(), passes, strict=True):
         assert grad != grad if expected is None else (grad != 0) == expected

@@ -10,6 +10,7 @@ import torch
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
 from ladder_kernels.functional import sample_with_log_density
+from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.conftest import DEVICE
 
@@ -99,16 +100,19 @@ def options(source, **more):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 def test_values_and_gradients_for_every_shape(backend, shape, analytical):
-    check(tensors(shape, "noise"), options("noise", analytical_kl=analytical, logvar_max=0.5, vanilla_latent_hw=3))
+    check(
+        tensors(shape, "noise"),
+        options("noise", analytical_kl=analytical, variance=VarianceMap(raw_max=0.5), vanilla_latent_hw=3),
+    )
 
 
 @pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-def test_values_and_gradients_for_every_mode(backend, prior, source, stable, analytical):
+def test_values_and_gradients_for_every_mode(backend, prior, source, kind, analytical):
     given = tensors((3, 4, 5, 6), source, prior=prior)
-    check(given, options(source, analytical_kl=analytical, stable=stable, vanilla_latent_hw=4))
+    check(given, options(source, analytical_kl=analytical, variance=VarianceMap(kind), vanilla_latent_hw=4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -228,17 +232,17 @@ def test_restricted_window_per_dim(backend, vanilla_latent_hw, shape):
 def test_log_variances_at_the_clamp_and_far_beyond(backend, logvar, analytical):
     given = tensors((2, 3, 3, 3), "noise")
     given["q_params"][:, 3:] = logvar
-    check(given, options("noise", analytical_kl=analytical, logvar_max=20.0))
+    check(given, options("noise", analytical_kl=analytical, variance=VarianceMap(raw_max=20.0)))
     given["q_params"][:, 3:] = 0.1
     given["p_params"][:, 3:] = logvar
-    check(given, options("noise", analytical_kl=analytical, logvar_max=20.0))
+    check(given, options("noise", analytical_kl=analytical, variance=VarianceMap(raw_max=20.0)))
 
 
 def test_the_clamp_passes_the_gradient_at_equality_and_stops_it_above(backend):
     q = packed((1, 1, 3))
     q[0, 1] = torch.tensor([1.0, 2.0, math.nextafter(2.0, 3.0) + 1e-6])
     q.requires_grad_()
-    normal_sample_kl(q, None, noise=torch.ones(1, 1, 3), logvar_max=2.0).z.sum().backward()
+    normal_sample_kl(q, None, noise=torch.ones(1, 1, 3), variance=VarianceMap(raw_max=2.0)).z.sum().backward()
     slope = q.grad[0, 1]
     assert slope[0] > 0
     assert slope[1] > 0
@@ -250,13 +254,13 @@ def test_naive_variances_that_underflow_keep_their_std_and_gradient(backend, log
     q = packed((1, 2, 3, 3))
     q[:, 2:] = logvar
     q.requires_grad_()
-    step = normal_sample_kl(q, packed((1, 2, 3, 3)), stable=False, noise=torch.randn(1, 2, 3, 3))
+    step = normal_sample_kl(q, packed((1, 2, 3, 3)), variance=VarianceMap("exp"), noise=torch.randn(1, 2, 3, 3))
     (step.z.sum() + step.kl_samplewise.sum()).backward()
     assert torch.isfinite(step.kl_samplewise).all()
     assert torch.isfinite(q.grad).all()
     with torch.no_grad():
         q[:, :2] = 0
-    assert (normal_sample(q, stable=False, noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
+    assert (normal_sample(q, variance=VarianceMap("exp"), noise=torch.full((1, 2, 3, 3), 1e35)) > 0).all()
 
 
 @pytest.mark.parametrize("logvar", [170.0, 176.0])
@@ -267,7 +271,7 @@ def test_naive_variances_that_overflow_keep_their_std_and_gradient(backend, logv
     given["noise"].clamp_(-1, 1)
     for name in ("q_params", "p_params"):
         given[name][:, 2:] = logvar + torch.randn(1, 2, 3, 3).clamp(-1, 1)
-    arguments = {"stable": False, "analytical_kl": analytical}, {"kl_samplewise": torch.ones(1)}
+    arguments = {"variance": VarianceMap("exp"), "analytical_kl": analytical}, {"kl_samplewise": torch.ones(1)}
     outputs, grads = run(normal_sample_kl, given, *arguments)
     exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), *arguments)
     torch.testing.assert_close(outputs["z"].double(), exact["z"], rtol=1e-5, atol=0)
@@ -286,7 +290,10 @@ def test_nan_in_nan_out(backend, where, analytical):
     else:
         given[f"{name}_params"][1, 0 if half == "mean" else 2, 1, 2] = torch.nan
     outputs, grads = run(
-        normal_sample_kl, given, {"analytical_kl": analytical, "logvar_max": 20.0}, {"kl_samplewise": torch.randn(2)}
+        normal_sample_kl,
+        given,
+        {"analytical_kl": analytical, "variance": VarianceMap(raw_max=20.0)},
+        {"kl_samplewise": torch.randn(2)},
     )
     noise_is_unused = name == "noise" and analytical
     assert torch.isfinite(outputs["kl_samplewise"][0])
@@ -297,12 +304,12 @@ def test_nan_in_nan_out(backend, where, analytical):
     assert torch.isfinite(grads["q_params"][0]).all()
 
 
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
-def test_analytic_kl_near_equality_does_not_cancel(backend, stable):
+@pytest.mark.parametrize("kind", KINDS)
+def test_analytic_kl_near_equality_does_not_cancel(backend, kind):
     p = packed((1, 8, 16, 16))
     q = p.clone()
     q[:, 8:] += 1e-3 * torch.randn(1, 8, 16, 16)
-    options = {"analytical_kl": True, "stable": stable, "mode": True}
+    options = {"analytical_kl": True, "variance": VarianceMap(kind), "mode": True}
     kl = normal_sample_kl(q, p, **options, elementwise=True).kl_elementwise
     exact = oracle.step(q.double(), p.double(), **options)["kl_elementwise"]
     # KL = x^2/2 of a log-ratio x that float32 knows to some 1e-7; 1 - 1 would leave an error of 1e-7 in KL itself.
@@ -311,9 +318,9 @@ def test_analytic_kl_near_equality_does_not_cancel(backend, stable):
 
 @pytest.mark.parametrize("source", [*SOURCES, "seed"])
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
-def test_gradcheck(backend, source, analytical, stable, prior):
+def test_gradcheck(backend, source, analytical, kind, prior):
     given = tensors((2, 2, 3, 4), source, torch.float64, prior)
     given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
     names, values = list(given), tuple(given.values())
@@ -325,8 +332,7 @@ def test_gradcheck(backend, source, analytical, stable, prior):
             **{"p_params": None, **call},
             **extra,
             analytical_kl=analytical,
-            stable=stable,
-            logvar_max=0.7,
+            variance=VarianceMap(kind, raw_min=-0.9, raw_max=0.7),
             vanilla_latent_hw=2,
             temperature=0.8,
             elementwise=True,
@@ -344,7 +350,9 @@ def test_gradcheck_of_the_sample(backend, source):
     params = packed((2, 2, 3, 4), torch.float64).requires_grad_()
     extra = {"noise": {"noise": torch.randn(2, 2, 3, 4).double()}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
     assert torch.autograd.gradcheck(
-        lambda x: normal_sample(x, **extra, logvar_max=0.5, temperature=0.7), params, fast_mode=interpreted(backend)
+        lambda x: normal_sample(x, **extra, variance=VarianceMap(raw_max=0.5), temperature=0.7),
+        params,
+        fast_mode=interpreted(backend),
     )
 
 
@@ -381,7 +389,7 @@ def test_nothing_latent_sized_is_kept_but_the_parameters_and_the_noise(backend, 
     allowed = {t.data_ptr() for t in (q, p, *(v for v in extra.values() if isinstance(v, torch.Tensor)))}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        normal_sample_kl(q, p, logvar_max=20.0, vanilla_latent_hw=8, **extra)
+        normal_sample_kl(q, p, variance=VarianceMap(raw_max=20.0), vanilla_latent_hw=8, **extra)
     assert {t.data_ptr() for t in kept} == allowed
 
 
@@ -413,13 +421,13 @@ def test_a_seed_gives_the_torch_backends_sample(backend, shape, dtype, layout):
 def test_the_sample_alone_equals_the_samples_of_the_step(backend):
     q, noise = packed((2, 3, 4, 4)), torch.randn(2, 3, 4, 4)
     for extra in ({"noise": noise}, {"seed": 3}, {"mode": True}):
-        step = normal_sample_kl(q, None, logvar_max=1.0, stable=False, temperature=0.5, **extra)
-        assert torch.equal(normal_sample(q, logvar_max=1.0, stable=False, temperature=0.5, **extra), step.z)
+        step = normal_sample_kl(q, None, variance=VarianceMap("exp", raw_max=1.0), temperature=0.5, **extra)
+        assert torch.equal(normal_sample(q, variance=VarianceMap("exp", raw_max=1.0), temperature=0.5, **extra), step.z)
 
 
 @pytest.mark.parametrize("source", [*SOURCES, "seed"])
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
-def test_the_sample_with_its_log_density_is_the_steps(backend, source, stable):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sample_with_its_log_density_is_the_steps(backend, source, kind):
     """A prediction's one pass, against the step with a KL, values and gradients."""
     q, z = packed((2, 5, 7, 9)), torch.randn(2, 5, 7, 9)
     given = {"noise": {"noise": z}, "latent": {"latent": z}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
@@ -427,7 +435,7 @@ def test_the_sample_with_its_log_density_is_the_steps(backend, source, stable):
     results = []
     for function in (sample_with_log_density, functools.partial(normal_sample_kl, p_params=None)):
         leaf = q.clone().requires_grad_()
-        found = function(leaf, stable=stable, logvar_max=0.5, **given)
+        found = function(leaf, variance=VarianceMap(kind, raw_max=0.5), **given)
         loss = (found.logprob_q * weights[1]).sum()
         if source != "latent":
             loss = loss + (found.z * weights[0]).sum()
@@ -444,7 +452,7 @@ def test_gradcheck_of_the_sample_with_its_log_density(backend, source):
 
     def differentiable(params, z):
         given = {"mode": True} if source == "mode" else {source: z}
-        step = sample_with_log_density(params, **given, logvar_max=0.5, temperature=0.7)
+        step = sample_with_log_density(params, **given, variance=VarianceMap(raw_max=0.5), temperature=0.7)
         return (step.logprob_q,) if source == "latent" else (step.z, step.logprob_q)
 
     assert torch.autograd.gradcheck(differentiable, (params, z), fast_mode=interpreted(backend))
@@ -497,7 +505,7 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
     noise, weights = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
 
     def loss(p, step=normal_sample_kl):
-        outputs = step(q, p, noise=noise, logvar_max=20.0)
+        outputs = step(q, p, noise=noise, variance=VarianceMap(raw_max=20.0))
         return ((outputs["kl_samplewise"] if isinstance(outputs, dict) else outputs.kl_samplewise) * weights).sum()
 
     leaf = p.clone().requires_grad_()
@@ -531,19 +539,19 @@ def one(*values):
 EXTREMES = {
     "exp map, 1 / std overflows, mean equal": (
         {"q_params": one(1.0, -180.0), "p_params": one(1.0, -180.0)},
-        {"mode": True, "stable": False},
+        {"mode": True, "variance": VarianceMap("exp")},
     ),
     "exp map, 1 / std overflows, means apart": (
         {"q_params": one(0.0, -185.0), "p_params": one(0.0, -181.0), "noise": torch.tensor([[[0.5]]])},
-        {"stable": False},
+        {"variance": VarianceMap("exp")},
     ),
     "exp map, analytic, 1 / std overflows": (
         {"q_params": one(1.0, -200.0), "p_params": one(1.0, -200.25)},
-        {"mode": True, "stable": False, "analytical_kl": True},
+        {"mode": True, "variance": VarianceMap("exp"), "analytical_kl": True},
     ),
     "exp map, given latent, analytic": (
         {"q_params": one(1.0, -110.0), "p_params": one(0.7, 1.35), "latent": torch.zeros(1, 1, 1)},
-        {"stable": False, "analytical_kl": True},
+        {"variance": VarianceMap("exp"), "analytical_kl": True},
     ),
     "a gradient next to overflow": (
         {"q_params": one(1.5e19, 0.0), "p_params": one(0.0, 0.0)},
@@ -579,7 +587,7 @@ def test_float64_is_clamped_in_float64(backend):
     """0.1 has another value in float32, and 1e-50 none."""
     for bound in (0.1, 1e-50):
         q = torch.tensor([0.0, bound], dtype=torch.float64).view(1, 2, 1).requires_grad_()
-        step = normal_sample_kl(q, None, mode=True, logvar_max=bound)
+        step = normal_sample_kl(q, None, mode=True, variance=VarianceMap(raw_max=bound))
         torch.testing.assert_close(step.qvar_max.item(), math.log(1 + bound + 1e-6), rtol=0, atol=1e-15)
         (grad,) = torch.autograd.grad(step.logprob_q.sum(), q)
         assert grad[0, 1, 0] != 0
@@ -587,7 +595,7 @@ def test_float64_is_clamped_in_float64(backend):
 
 def test_infinite_noise_with_a_temperature_is_infinite(backend):
     noise = torch.tensor([math.inf, -math.inf, 1.0]).view(1, 1, 3)
-    z = normal_sample(torch.zeros(1, 2, 3), noise=noise, temperature=0.7, stable=False)
+    z = normal_sample(torch.zeros(1, 2, 3), noise=noise, temperature=0.7, variance=VarianceMap("exp"))
     torch.testing.assert_close(z.flatten(), torch.tensor([math.inf, -math.inf, 0.7]))
 
 
@@ -647,10 +655,12 @@ def test_numpy_numbers_are_numbers():
         None,
         noise=noise,
         temperature=np.float32(0.5),
-        logvar_max=np.float64(0.5),
+        variance=VarianceMap(raw_max=np.float64(0.5)),
         vanilla_latent_hw=np.int64(2),
     )
-    expected = normal_sample_kl(q, None, noise=noise, temperature=0.5, logvar_max=0.5, vanilla_latent_hw=2)
+    expected = normal_sample_kl(
+        q, None, noise=noise, temperature=0.5, variance=VarianceMap(raw_max=0.5), vanilla_latent_hw=2
+    )
     assert torch.equal(step.z, expected.z)
     assert torch.equal(step.kl_samplewise_restricted, expected.kl_samplewise_restricted)
 
@@ -679,8 +689,7 @@ WRONG = {
     "window of nothing": (ValueError, {"vanilla_latent_hw": 0}),
     "temperature as a tensor": (TypeError, {"temperature": torch.tensor(1.0, requires_grad=True)}),
     "temperature as a str": (TypeError, {"temperature": "1"}),
-    "bound as a str": (TypeError, {"logvar_max": "20"}),
-    "bound as a tensor": (TypeError, {"logvar_max": torch.tensor(20.0)}),
+    "variance as a str": (TypeError, {"variance": "stable"}),
     "tensor elsewhere": (ValueError, {"p_params": torch.zeros(2, 4, 4, 4, device="meta")}),
 }
 
@@ -688,9 +697,7 @@ WRONG = {
 @pytest.mark.parametrize(("error", "wrong"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_named(error, wrong):
     call = {"q_params": torch.zeros(2, 4, 4, 4), "p_params": None, **wrong}
-    with pytest.raises(
-        error, match=r"^(q_params|p_params|noise|latent|z|seed|vanilla_latent_hw|temperature|logvar_max)"
-    ):
+    with pytest.raises(error, match=r"^(q_params|p_params|noise|latent|z|seed|vanilla_latent_hw|temperature|variance)"):
         normal_sample_kl(**call)
 
 
@@ -701,6 +708,6 @@ def test_shape_errors_name_both_shapes():
 
 def test_a_clamp_between_two_16_bit_values_stops_just_what_lies_above(backend):
     q = torch.tensor([[[0.0, 0.0], [20.0, 20.125]]], dtype=torch.bfloat16, requires_grad=True)
-    normal_sample_kl(q, None, noise=torch.ones(1, 1, 2), logvar_max=20.1).z.sum().backward()
+    normal_sample_kl(q, None, noise=torch.ones(1, 1, 2), variance=VarianceMap(raw_max=20.1)).z.sum().backward()
     assert q.grad[0, 1, 0] > 0
     assert q.grad[0, 1, 1] == 0

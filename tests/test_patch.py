@@ -18,6 +18,7 @@ from careamics.models.lvae.stochastic import NormalStochasticBlock as UpstreamBl
 from torch import Tensor, nn
 
 from ladder_kernels import NormalStochasticBlock, normal_sample_kl, patch_model, unpatch_model
+from ladder_kernels.variance import VarianceMap
 
 
 def upstream() -> nn.Sequential:
@@ -356,10 +357,10 @@ def by_its_name() -> nn.Module:
 
 
 OTHERS = {
-    ladder_vae_pytorch: "stable=False",
-    hdn: "stable=False",
-    usplit: "logvar_max",
-    denoisplit: "logvar_max",
+    ladder_vae_pytorch: "VarianceMap.hdn()",
+    hdn: "VarianceMap.hdn()",
+    usplit: "VarianceMap.careamics(",
+    denoisplit: "VarianceMap.careamics(",
     usplit_mean: "nothing to fuse",
     cosdd: "softplus",
     of_nobody: "normal_sample_kl",
@@ -380,15 +381,16 @@ def test_a_block_of_another_library_is_left_alone_with_what_to_use_instead(build
 def test_what_a_report_tells_to_use_can_be_called() -> None:
     reasons = patch_model(nn.Sequential(*(build() for build in OTHERS))).skipped
     told = {name for reason in reasons.values() for name in re.findall(r"(\w+)=", reason)}
-    assert told >= {"stable", "logvar_max", "analytical_kl"}
-    assert told <= inspect.signature(normal_sample_kl).parameters.keys()
+    assert told >= {"variance", "raw_max", "analytical_kl"}
+    known = [inspect.signature(function).parameters for function in (normal_sample_kl, VarianceMap)]
+    assert told <= set().union(*known)
 
 
 def test_softplus_parameters_give_their_kl_in_the_way_that_the_report_tells() -> None:
     means, raws = torch.randn(2, 2, 2, 3, 4, 4)
     stds = F.softplus(raws)
     q, p = torch.cat([means, 2 * stds.log()], 2)
-    kl = normal_sample_kl(q, p, stable=False, analytical_kl=True).kl_samplewise
+    kl = normal_sample_kl(q, p, variance=VarianceMap("exp"), analytical_kl=True).kl_samplewise
     normals = [torch.distributions.Normal(mean, std) for mean, std in zip(means, stds, strict=True)]
     torch.testing.assert_close(kl, torch.distributions.kl_divergence(*normals).flatten(1).sum(1))
 

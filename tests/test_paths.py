@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from ladder_kernels import normal_sample_kl
+from ladder_kernels.variance import VarianceMap
 
 SHAPE = (2, 3, 4, 6)
 PACKED = (2, 6, 4, 6)
@@ -69,7 +70,12 @@ class Case(NamedTuple):
 def make_case(layout: str, source: str, kl: str = "analytic") -> Case:
     q, p = LAYOUTS[layout]()
     given = SOURCES[source]()
-    options = {"logvar_max": 0.5, "vanilla_latent_hw": 2, "elementwise": True, "analytical_kl": kl == "analytic"}
+    options = {
+        "variance": VarianceMap(raw_max=0.5),
+        "vanilla_latent_hw": 2,
+        "elementwise": True,
+        "analytical_kl": kl == "analytic",
+    }
     leaves = (q.requires_grad_(), p.requires_grad_())
     if "latent" in given:
         leaves = (*leaves, given.pop("latent").requires_grad_())

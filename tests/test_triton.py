@@ -11,6 +11,7 @@ from ladder_kernels import normal_sample, normal_sample_kl, use_backend
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.triton import formulas, noise, plan
 from ladder_kernels.backends.triton import math as triton_math
+from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests import test_functional as functional
 from tests.test_functional import layouts, packed
@@ -159,16 +160,16 @@ def fast(monkeypatch):
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("fast")
-def test_the_fast_formulas_are_the_formulas(analytical, stable):
+def test_the_fast_formulas_are_the_formulas(analytical, kind):
     p = packed((2, 4, 6, 6))
     # Half of q close to p, where the series takes over.
     q = torch.where(torch.rand_like(p) < 0.5, p + 1e-2 * torch.randn_like(p), packed((2, 4, 6, 6))).requires_grad_()
-    options = {"analytical_kl": analytical, "stable": stable}
+    options = {"analytical_kl": analytical, "variance": VarianceMap(kind)}
     step = normal_sample_kl(q, p, seed=3, elementwise=True, **options)
     eps = noise_of(3, (2, 4, 6, 6))
-    torch.testing.assert_close(step.z, normal_sample(q, noise=eps, stable=stable), rtol=0, atol=1e-5)
+    torch.testing.assert_close(step.z, normal_sample(q, noise=eps, variance=VarianceMap(kind)), rtol=0, atol=1e-5)
     exact_q = q.detach().double().requires_grad_()
     exact = oracle.step(exact_q, p.double(), noise=eps.double(), **options)
     torch.testing.assert_close(step.kl_elementwise.double(), exact["kl_elementwise"], rtol=1e-5, atol=1e-5)
@@ -217,16 +218,16 @@ def ratio_kernel(q_std, q_logvar, p_inverse_std, p_logvar, out, STABLE: tl.const
     tl.store(out + index, excess)
 
 
-@pytest.mark.parametrize("stable", [True, False], ids=["stable", "naive"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.skipif(not backend.INTERPRETED, reason="the emulated instructions are the interpreter's")
-def test_the_series_near_equality_is_exact_to_its_last_digits(monkeypatch, stable):
+def test_the_series_near_equality_is_exact_to_its_last_digits(monkeypatch, kind):
     """Relative to u^2/2, over the whole range in which the series serves and beyond it."""
     monkeypatch.setattr(triton_math, "_approximate", emulated)
     log_ratio = torch.linspace(-1.0, 1.0, 1024, dtype=torch.float64)
     q_std, q_logvar = (log_ratio / 2).exp().float(), log_ratio.float()
     ones, zeros, out = torch.ones(1024), torch.zeros(1024), torch.empty(1024)
-    ratio_kernel[(1,)](q_std, q_logvar, ones, zeros, out, STABLE=stable)
-    x = 2 * q_std.double().log() if stable else q_logvar.double()
+    ratio_kernel[(1,)](q_std, q_logvar, ones, zeros, out, STABLE=kind == "stable")
+    x = 2 * q_std.double().log() if kind == "stable" else q_logvar.double()
     exact = torch.expm1(x) - x
     # Where the series serves, a few roundings of u^2/2; beyond, a rounding of the ratio.
     assert ((out.double() - exact).abs() <= 1e-6 * exact + 1.2e-7 * (x.abs() > 0.11)).all()

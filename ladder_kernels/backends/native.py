@@ -42,7 +42,7 @@ class Ops:
         self._namespace = namespace
 
     def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
-        return StepOutputs(*_op(self._namespace, "forward")(q, p, source, *step))
+        return StepOutputs(*_op(self._namespace, "forward")(q, p, source, *_arguments(step)))
 
     def backward(
         self,
@@ -53,10 +53,10 @@ class Ops:
         grads: StepGrads,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return _op(self._namespace, "backward")(q, p, source, *step, *grads, *needs)
+        return _op(self._namespace, "backward")(q, p, source, *_arguments(step), *grads, *needs)
 
     def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-        return _op(self._namespace, "sample")(q, source, *step)
+        return _op(self._namespace, "sample")(q, source, *_arguments(step))
 
 
 @functools.cache
@@ -64,3 +64,10 @@ def _op(namespace: str, name: str) -> Callable[..., Any]:
     # The overload itself: calling it skips the look-up by arguments. Not before the first call: the extension may not
     # be loaded.
     return getattr(getattr(torch.ops, namespace), name).default
+
+
+def _arguments(step: Step) -> tuple[Any, ...]:
+    """The step as the ops' schema has it."""
+    if step.variance.raw_min is not None:
+        raise NotImplementedError("raw_min")
+    return (step.draw, step.kl, step.variance.kind == "stable", step.variance.raw_max, *step[3:])

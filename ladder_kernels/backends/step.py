@@ -10,7 +10,7 @@ Every backend is a module with these names:
   is not needed or nothing arrives. A term whose incoming gradient is absent does not exist: no zero stands for it.
 - `sample(q, source, step) -> z`: forward's z and nothing else.
 
-`q` and `p` are packed parameters, mean first, log-variance second along channels: (B, 2C, *S), S of 1 to 3
+`q` and `p` are packed parameters, mean first, raw spread second along channels: (B, 2C, *S), S of 1 to 3
 dims, any strides; `p` may have batch 1, or be None for N(0, I). `source` is what `step.draw` says.
 """
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.geometry import in_memory_order
+from ladder_kernels.variance import VarianceMap
 
 
 class Step(NamedTuple):
@@ -30,10 +31,8 @@ class Step(NamedTuple):
     a given z (B, C, *S); or nothing, and z is the mean."""
     kl: Literal["monte_carlo", "analytic", "none"] = "monte_carlo"
     """The one-sample estimate at z, the closed form, or no KL at all: then p is None."""
-    stable: bool = True
-    """Variance map: `exp(l) if l <= 0 else 1 + l`, plus 1e-6; or plain `exp(l)`."""
-    logvar_max: float | None = None
-    """Upper clamp of the raw log-variances."""
+    variance: VarianceMap = VarianceMap()
+    """How raw parameters become variances, of q and p alike."""
     temperature: float = 1.0
     """Factor on the noise: z = mean + temperature * std * eps."""
     window: tuple[int, int, int, int] | None = None

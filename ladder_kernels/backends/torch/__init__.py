@@ -12,14 +12,18 @@ from torch import Tensor
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
 from ladder_kernels.backends.torch.formulas import (
     Gaussian,
-    kl_analytic,
+    IncomingGradients,
+    Latent,
+    divergence,
+    draw_latent,
+    gaussian,
     log_density,
-    log_variance_slope,
-    max_log_variance,
-    variance_ratio,
+    standard_normal,
+    step_gradients,
 )
 from ladder_kernels.geometry import dense, in_memory_order, inside_window, latent_shape, windowed
 from ladder_kernels.noise import philox_normal
+from ladder_kernels.variance import VarianceMap
 
 NAME = "torch"
 
@@ -35,33 +39,28 @@ def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | Non
 def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
     dtype = compute_dtype(q, p, source)
     posterior = _gaussian(q, step, dtype)
-    eps, z = _draw(posterior, q, source, step, dtype)
-    log_q = log_density(eps * eps, posterior)
-    kl = _kl(posterior, _prior(p, q, step, dtype), log_q, z, step) if step.kl != "none" else None
+    latent = _draw(posterior, q, source, step, dtype)
+    log_q = log_density(latent.eps, posterior)
+    kl = None
+    if step.kl != "none":
+        kl = divergence(posterior, _prior(p, q, step, dtype), latent, step.kl == "analytic")
     count = math.prod(latent_shape(q)[1:])
     kl_channelwise = None if kl is None else kl.flatten(2).sum(2)
     return StepOutputs(
-        z=None if step.draw == "latent" else dense(z.to(q.dtype), step.channels_last),
+        z=None if step.draw == "latent" else dense(latent.z.to(q.dtype), step.channels_last),
         kl_samplewise=None if kl_channelwise is None else kl_channelwise.sum(1),
         kl_restricted=None if kl is None or step.window is None else windowed(kl, step.window).flatten(1).sum(1),
         kl_channelwise=kl_channelwise,
         kl_spatial=None if kl is None else kl.sum(1),
         logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
-        qvar_max=max_log_variance(posterior.logvar, step.stable),
+        qvar_max=largest_log_var(q, step.variance, dtype),
         kl_elementwise=dense(kl, step.channels_last) if kl is not None and step.elementwise else None,
     )
 
 
-def _kl(posterior: Gaussian, prior: Gaussian, log_q: Tensor, z: Tensor, step: Step) -> Tensor:
-    """Of every element (B, C, *S)."""
-    if step.kl == "analytic":
-        return kl_analytic(posterior, prior, step.stable)
-    return log_q - log_density(prior.over_std(z - prior.mean).square(), prior)
-
-
 def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     dtype = compute_dtype(q, source)
-    _, z = _draw(_gaussian(q, step, dtype), q, source, step, dtype)
+    z = _draw(_gaussian(q, step, dtype), q, source, step, dtype).z
     return dense(z.to(q.dtype), step.channels_last)
 
 
@@ -73,63 +72,24 @@ def backward(
     grads: StepGrads,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients by hand, with grad l = (d log v / d l) * grad log v so that nothing divides by v.
-
-    The gradient of a KL is halved first, so that no product overflows where the result does not.
-    """
     dtype = compute_dtype(q, p, source)
     posterior = _gaussian(q, step, dtype)
-    eps, z = _draw(posterior, q, source, step, dtype)
-    grad_kl = _incoming_kl(grads, step, latent_shape(q), dtype)
-    grad_log_q = None if grads.logprob_q is None else _per_sample(grads.logprob_q, q.dim())
+    incoming = IncomingGradients(
+        z=None if grads.z is None else grads.z.to(dtype),
+        kl=_incoming_kl(grads, step, latent_shape(q), dtype),
+        log_q=None if grads.logprob_q is None else _per_sample(grads.logprob_q, q.dim()),
+    )
+    prior = _prior(None if incoming.kl is None else p, q, step, dtype)
+    latent = _draw(posterior, q, source, step, dtype)
+    found = step_gradients(posterior, prior, latent, step.draw, step.kl == "analytic", incoming)
 
-    # Gradients of z, of the means and of log v, each a sum of the terms whose incoming gradient is there.
-    to_z = [] if grads.z is None else [grads.z.to(dtype)]
-    to_mean: list[Tensor] = []
-    to_log_q = [] if grad_log_q is None else [grad_log_q]
-    to_q_log_var: list[Tensor] = []
-    prior = p_mean = p_log_var = None
-    if grad_kl is not None:
-        prior = _prior(p, q, step, dtype)
-        half_kl = 0.5 * grad_kl
-        residual = prior.over_std((posterior.mean if step.kl == "analytic" else z) - prior.mean)
-        pull = prior.over_std(grad_kl * residual)
-        p_mean = -pull
-        if step.kl == "analytic":
-            ratio = variance_ratio(posterior, prior, step.stable).minus_one
-            to_mean.append(pull)
-            to_q_log_var.append(half_kl * ratio)
-            p_log_var = -half_kl * ratio - half_kl * residual * residual
-        else:
-            to_z.append(pull)
-            to_log_q.append(grad_kl)
-            p_log_var = half_kl - half_kl * residual * residual
-
-    if step.draw == "latent":
-        # z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
-        if to_log_q:
-            weight = _sum(to_log_q)
-            score = posterior.over_std(weight * eps)
-            to_mean.append(score)
-            to_z.append(-score)
-            to_q_log_var.append(0.5 * weight * (eps * eps - 1))
-    else:
-        # z = mean + std eps: eps is a constant, so log q depends on the std alone.
-        if to_z:
-            through_z = _sum(to_z)
-            to_mean.append(through_z)
-            if step.draw != "mode":
-                to_q_log_var.append(0.5 * through_z * (eps * posterior.std))
-        if to_log_q:
-            to_q_log_var.append(-0.5 * _sum(to_log_q))
-
-    grad_q = _packed_grad(to_mean, to_q_log_var, posterior, q, step) if needs[0] else None
+    grad_q = _packed_grad(found.q_mean, found.q_raw, q, step) if needs[0] else None
     grad_p = None
-    if needs[1] and p is not None and prior is not None and p_mean is not None and p_log_var is not None:
-        grad_p = _packed_grad([p_mean], [p_log_var], prior, p, step)
+    if needs[1] and p is not None and found.p_mean is not None:
+        grad_p = _packed_grad(found.p_mean, found.p_raw, p, step)
     grad_latent = None
-    if needs[2] and source is not None and to_z:
-        grad_latent = dense(_sum(to_z).expand(source.shape).to(source.dtype), step.channels_last)
+    if needs[2] and source is not None and found.latent is not None:
+        grad_latent = dense(found.latent.expand(source.shape).to(source.dtype), step.channels_last)
     return grad_q, grad_p, grad_latent
 
 
@@ -162,32 +122,32 @@ def differentiable_backward(
     )
 
 
+def largest_log_var(packed: Tensor, variance: VarianceMap, dtype: torch.dtype) -> Tensor:
+    """The largest log-variance () of packed parameters, detached; maps are monotone, so that of the largest raw value.
+
+    -inf where there is none; NaN propagates.
+    """
+    raw = packed.detach().chunk(2, dim=1)[1]
+    if raw.numel() == 0:
+        return packed.new_full((), -math.inf, dtype=dtype)
+    largest = raw.max().to(dtype)
+    return gaussian(largest, largest, variance).log_var
+
+
 def _gaussian(packed: Tensor, step: Step, dtype: torch.dtype) -> Gaussian:
-    mean, logvar = packed.to(dtype).chunk(2, dim=1)
-    return Gaussian.from_raw(mean, logvar, step.logvar_max, step.stable)
+    mean, raw = packed.to(dtype).chunk(2, dim=1)
+    return gaussian(mean, raw, step.variance)
 
 
 def _prior(p: Tensor | None, q: Tensor, step: Step, dtype: torch.dtype) -> Gaussian:
-    return Gaussian.standard(q.new_empty((), dtype=dtype)) if p is None else _gaussian(p, step, dtype)
+    return standard_normal(q.new_empty((), dtype=dtype)) if p is None else _gaussian(p, step, dtype)
 
 
-def _draw(
-    gaussian: Gaussian, packed: Tensor, source: Tensor | None, step: Step, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The standardised residual eps = (z - mean) / std, temperature included, and z."""
-    if source is None:
-        # A copy: z must not be a view of the parameters.
-        return gaussian.mean.new_zeros(()), gaussian.mean.clone()
-    if step.draw == "latent":
-        z = source.to(dtype)
-        return gaussian.over_std(z - gaussian.mean), z
-    if step.draw == "seed":
-        shape = latent_shape(packed)
+def _draw(posterior: Gaussian, q: Tensor, source: Tensor | None, step: Step, dtype: torch.dtype) -> Latent:
+    if step.draw == "seed" and source is not None:
+        shape = latent_shape(q)
         source = in_memory_order(philox_normal(source, math.prod(shape), dtype), shape, step.channels_last)
-    eps = source.to(dtype)
-    if step.temperature != 1.0:
-        eps = eps * step.temperature
-    return eps, gaussian.mean + gaussian.std * eps
+    return draw_latent(posterior, step.draw, None if source is None else source.to(dtype), step.temperature)
 
 
 def _incoming_kl(grads: StepGrads, step: Step, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
@@ -218,20 +178,13 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return total
 
 
-def _packed_grad(
-    to_mean: list[Tensor], to_log_var: list[Tensor], gaussian: Gaussian, packed: Tensor, step: Step
-) -> Tensor:
-    """Both halves of a packed gradient; `to_log_var` ends at log v and is led on to the raw log-variance."""
-    grad_mean = _sum(to_mean) if to_mean else gaussian.mean.new_zeros(())
-    grad_logvar = gaussian.mean.new_zeros(())
-    if to_log_var:
-        grad_logvar = _sum(to_log_var) * log_variance_slope(gaussian, step.stable)
-        if step.logvar_max is not None:
-            # Not `logvar <= max`: a NaN must stay one.
-            raw = packed.chunk(2, dim=1)[1].to(gaussian.mean.dtype)  # the bound may have no 16-bit value
-            grad_logvar = torch.where(raw > step.logvar_max, 0.0, grad_logvar)
-    half = latent_shape(packed)
-    halves = [_to_shape(grad, half).to(packed.dtype) for grad in (grad_mean, grad_logvar)]
+def _packed_grad(grad_mean: Tensor | None, grad_raw: Tensor | None, packed: Tensor, step: Step) -> Tensor:
+    """Both halves of a packed gradient; zeros where nothing arrives."""
+    shape = latent_shape(packed)
+    halves = [
+        packed.new_zeros(shape) if grad is None else _to_shape(grad, shape).to(packed.dtype)
+        for grad in (grad_mean, grad_raw)
+    ]
     return dense(torch.cat(halves, dim=1), step.channels_last)
 
 

@@ -1,112 +1,189 @@
 """The formulas of the step on plain tensors, elementwise and differentiable.
 
-`logvar` is a raw log-variance after the clamp; `std` is the standard deviation it maps to. Everything is written in
-terms of std and of ratios of stds, so that no variance under- or overflows where its root does not, and without
-`clamp`, whose gradient at its bound depends on torch's version.
+The same five functions, in this order, are in `backends/triton/formulas.py` and `csrc/formulas.h`: `gaussian`,
+`draw_latent`, `log_density`, `divergence`, `step_gradients`. Everything is written in terms of std and of ratios of
+stds, so that no variance under- or overflows where its root does not, and without `clamp`, whose gradient at its bound
+depends on torch's version.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-VARIANCE_FLOOR = 1e-6
-"""Added to the stable variance; CAREamics' `var_eps`."""
-
-
-def clamp_logvar(logvar: Tensor, logvar_max: float | None) -> Tensor:
-    """min(logvar, logvar_max); NaN stays NaN. The gradient passes up to the bound and at it, and not above."""
-    return logvar if logvar_max is None else torch.where(logvar > logvar_max, logvar_max, logvar)
-
-
-def _exponential_part(logvar: Tensor) -> Tensor:
-    """exp(min(l, 0)): of the stable variance, and v times its slope."""
-    return torch.exp(torch.minimum(logvar, logvar.new_zeros(())))
-
-
-def variance(logvar: Tensor, stable: bool, floor: float = VARIANCE_FLOOR) -> Tensor:
-    """Stable: exp(l) for l <= 0, 1 + l above (once differentiable at 0), plus the floor. Naive: exp(l)."""
-    if not stable:
-        return torch.exp(logvar)
-    # At 0 minimum and maximum pass half of the gradient each, together all of it.
-    return _exponential_part(logvar) + torch.maximum(logvar, logvar.new_zeros(())) + floor
-
-
-def log_variance(logvar: Tensor, stable: bool) -> Tensor:
-    """log of `variance`; in the naive map the log-variance itself."""
-    return torch.log(variance(logvar, stable)) if stable else logvar
-
-
-def max_log_variance(logvar: Tensor, stable: bool) -> Tensor:
-    """The largest log-variance (), detached; the map is monotone, so it is applied to the largest raw one.
-
-    -inf where there is none; NaN propagates.
-    """
-    if logvar.numel() == 0:
-        return logvar.new_full((), -math.inf)
-    return log_variance(logvar.detach().max(), stable)
+from ladder_kernels.variance import VarianceMap
 
 
 class Gaussian(NamedTuple):
-    """A diagonal Gaussian: its mean, std, log-variance, and what the chain rule needs of them."""
+    """A diagonal Gaussian (B, C, *S), and what the chain rule needs of its map."""
 
     mean: Tensor
-    logvar: Tensor
     std: Tensor
+    divisors: tuple[Tensor, ...]
+    """Factors of std. In the exp map std and its inverse leave the range of floats long before these do."""
     log_var: Tensor
-    root: Tensor | None
-    """sqrt(std), in the naive map: std and its inverse leave the range of floats long before these roots do."""
-
-    @staticmethod
-    def from_raw(mean: Tensor, raw_logvar: Tensor, logvar_max: float | None, stable: bool) -> "Gaussian":
-        logvar = clamp_logvar(raw_logvar, logvar_max)
-        if stable:
-            var = variance(logvar, stable)
-            return Gaussian(mean, logvar, torch.sqrt(var), torch.log(var), None)
-        root = torch.exp(0.25 * logvar)
-        return Gaussian(mean, logvar, root * root, logvar, root)
-
-    @staticmethod
-    def standard(like: Tensor) -> "Gaussian":
-        """N(0, I) as scalars."""
-        zero = like.new_zeros(())
-        return Gaussian(zero, zero, zero + 1, zero, zero + 1)
+    log_var_is_exact: bool
+    """Whether log_var is the raw parameter itself: then ratios come from it, else from the stds."""
+    slope: Tensor | float
+    """d log_var / d raw inside the clamp, in (0, 1]."""
+    clamped: Tensor | None
+    """Where the raw parameter lay outside of its clamp; None: nowhere."""
 
     def over_std(self, x: Tensor) -> Tensor:
         """x / std."""
-        return x / self.std if self.root is None else x / self.root / self.root
+        for divisor in self.divisors:
+            x = x / divisor
+        return x
+
+    def to_raw(self, grad_log_var: Tensor) -> Tensor:
+        """The gradient of the raw parameter from that of log_var; 0 outside of the clamp."""
+        grad = grad_log_var * self.slope
+        return grad if self.clamped is None else torch.where(self.clamped, 0.0, grad)
 
 
-def log_variance_slope(gaussian: Gaussian, stable: bool) -> Tensor | float:
-    """d log(variance) / d logvar, in (0, 1]: exp(min(l, 0)) / v; 1 in the naive map."""
-    return _exponential_part(gaussian.logvar) / gaussian.std.square() if stable else 1.0
+def clamp(raw: Tensor, variance: VarianceMap) -> tuple[Tensor, Tensor | None]:
+    """r' and where it differs from r; NaN stays NaN. The gradient passes inside the bounds and at them."""
+    clamped = None
+    for bound, is_outside in ((variance.raw_min, torch.lt), (variance.raw_max, torch.gt)):
+        if bound is not None:
+            outside = is_outside(raw, bound)
+            raw = torch.where(outside, bound, raw)
+            clamped = outside if clamped is None else clamped | outside
+    return raw, clamped
 
 
-class VarianceRatio(NamedTuple):
+def gaussian(mean: Tensor, raw: Tensor, variance: VarianceMap) -> Gaussian:
+    """The Gaussian of raw parameters; the only place here that knows the kinds of `VarianceMap`."""
+    raw, clamped = clamp(raw, variance)
+    if variance.kind == "stable":
+        zero = raw.new_zeros(())
+        # At 0 minimum and maximum pass half of the gradient each, together all of it.
+        exponential = torch.exp(torch.minimum(raw, zero))
+        var = exponential + torch.maximum(raw, zero) + variance.floor
+        std = torch.sqrt(var)
+        return Gaussian(mean, std, (std,), torch.log(var), False, exponential / var, clamped)
+    root = torch.exp(0.25 * raw)
+    return Gaussian(mean, root * root, (root, root), raw, True, 1.0, clamped)
+
+
+def standard_normal(like: Tensor) -> Gaussian:
+    """N(0, I) as scalars, of the dtype and device of `like`."""
+    zero = like.new_zeros(())
+    return Gaussian(zero, zero + 1, (), zero, True, 1.0, None)
+
+
+class Latent(NamedTuple):
+    """A latent and its standardised residual eps = (z - mean) / std, the temperature included."""
+
+    eps: Tensor
+    z: Tensor
+
+
+def draw_latent(q: Gaussian, draw: str, source: Tensor | None, temperature: float) -> Latent:
+    """z of q: from noise, given, or the mean; `source` is the noise (also of a seed) or the given z."""
+    if draw == "mode" or source is None:
+        # A copy: z must not be a view of the parameters.
+        return Latent(q.mean.new_zeros(()), q.mean.clone())
+    if draw == "latent":
+        return Latent(q.over_std(source - q.mean), source)
+    eps = source if temperature == 1.0 else source * temperature
+    return Latent(eps, q.mean + q.std * eps)
+
+
+def log_density(eps: Tensor, gaussian: Gaussian) -> Tensor:
+    """log N(z) without its -1/2 log 2 pi, from the standardised residual of z."""
+    return -0.5 * (eps * eps + gaussian.log_var)
+
+
+def divergence(q: Gaussian, p: Gaussian, latent: Latent, analytic: bool) -> Tensor:
+    """KL(q || p) of every element: 1/2 [vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp], or log q(z) - log p(z)."""
+    residual = p.over_std((q.mean if analytic else latent.z) - p.mean)
+    if not analytic:
+        return log_density(latent.eps, q) - log_density(residual, p)
+    ratio = _variance_ratio(q, p)
+    return 0.5 * ((ratio.minus_one - ratio.log) + residual.square())
+
+
+class _VarianceRatio(NamedTuple):
     """vq / vp - 1 and log(vq / vp), of one and the same rounded ratio: where it is near 1 their difference cancels."""
 
     minus_one: Tensor
     log: Tensor
 
 
-def variance_ratio(q: Gaussian, p: Gaussian, stable: bool) -> VarianceRatio:
-    if stable:
-        ratio = (q.std / p.std).square()
-        return VarianceRatio(ratio - 1, torch.log(ratio))
-    # The naive ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
-    log = q.logvar - p.logvar
+def _variance_ratio(q: Gaussian, p: Gaussian) -> _VarianceRatio:
+    if not q.log_var_is_exact:
+        ratio = p.over_std(q.std).square()
+        return _VarianceRatio(ratio - 1, torch.log(ratio))
+    # The ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
+    log = q.log_var - p.log_var
     near = log.abs() < 0.5
     far = torch.exp(log) - 1
-    return VarianceRatio(torch.where(near, torch.expm1(torch.where(near, log, 0.0)), far), log)
+    return _VarianceRatio(torch.where(near, torch.expm1(torch.where(near, log, 0.0)), far), log)
 
 
-def kl_analytic(q: Gaussian, p: Gaussian, stable: bool) -> Tensor:
-    """1/2 [vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp]."""
-    ratio = variance_ratio(q, p, stable)
-    return 0.5 * ((ratio.minus_one - ratio.log) + p.over_std(q.mean - p.mean).square())
+class IncomingGradients(NamedTuple):
+    """Gradients that arrive at z, at the elementwise KL and at log q(z), broadcastable to (B, C, *S).
+
+    None where nothing arrives: that term does not exist, for 0 times an infinity would be NaN.
+    """
+
+    z: Tensor | None
+    kl: Tensor | None
+    log_q: Tensor | None
 
 
-def log_density(eps_squared: Tensor | float, gaussian: Gaussian) -> Tensor:
-    """log N(z) without its -1/2 log 2 pi, from the squared standardised residual of z."""
-    return -0.5 * (eps_squared + gaussian.log_var)
+class StepGradients(NamedTuple):
+    """With respect to the means, the raw parameters and a given latent; None where nothing arrives."""
+
+    q_mean: Tensor | None
+    q_raw: Tensor | None
+    p_mean: Tensor | None
+    p_raw: Tensor | None
+    latent: Tensor | None
+
+
+def step_gradients(
+    q: Gaussian, p: Gaussian, latent: Latent, draw: str, analytic: bool, incoming: IncomingGradients
+) -> StepGradients:
+    """By hand, with grad raw = slope * grad log_var, so that nothing divides by a variance.
+
+    The gradient of a KL is halved first, so that no product overflows where the result does not.
+    """
+    to_z, to_log_q = incoming.z, incoming.log_q
+    to_mean = to_q_log_var = p_mean = p_raw = None
+    if incoming.kl is not None:
+        half_kl = 0.5 * incoming.kl
+        residual = p.over_std((q.mean if analytic else latent.z) - p.mean)
+        pull = p.over_std(incoming.kl * residual)
+        p_mean = -pull
+        if analytic:
+            to_mean = pull
+            to_q_log_var = half_kl * _variance_ratio(q, p).minus_one
+            p_raw = p.to_raw(-to_q_log_var - half_kl * residual * residual)
+        else:
+            to_z = _add(to_z, pull)
+            to_log_q = _add(to_log_q, incoming.kl)
+            p_raw = p.to_raw(half_kl - half_kl * residual * residual)
+
+    if draw == "latent":
+        # z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
+        if to_log_q is not None:
+            score = q.over_std(to_log_q * latent.eps)
+            to_mean = _add(to_mean, score)
+            to_z = _add(to_z, -score)
+            to_q_log_var = _add(to_q_log_var, 0.5 * to_log_q * (latent.eps * latent.eps - 1))
+    else:
+        # z = mean + std eps: eps is a constant, so log q depends on the std alone.
+        if to_z is not None:
+            to_mean = _add(to_mean, to_z)
+            if draw != "mode":
+                to_q_log_var = _add(to_q_log_var, 0.5 * to_z * (latent.eps * q.std))
+        if to_log_q is not None:
+            to_q_log_var = _add(to_q_log_var, -0.5 * to_log_q)
+    q_raw = None if to_q_log_var is None else q.to_raw(to_q_log_var)
+    return StepGradients(to_mean, q_raw, p_mean, p_raw, to_z if draw == "latent" else None)
+
+
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term

@@ -106,7 +106,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             plan.sizes,
             tiles.column_blocks,
             tiles.row_blocks,
-            STABLE=step.stable,
+            STABLE=step.variance.kind == "stable",
             BLOCK=REDUCE_BLOCK,
             COMPUTE=_TRITON_DTYPE[dtype],
         )
@@ -246,8 +246,8 @@ def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> 
     """The compile-time arguments that all three tile kernels share, and the launch options."""
     return {
         "DRAW": step.draw,
-        "STABLE": step.stable,
-        "LOGVAR_MAX": step.logvar_max,
+        "STABLE": step.variance.kind == "stable",
+        "LOGVAR_MAX": step.variance.raw_max,
         "CHANNELS_LAST": plan.columns_are_channels,
         "ALIGNED": plan.aligned,
         "MASKED": tiles.masked,

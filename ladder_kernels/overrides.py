@@ -22,6 +22,7 @@ from ladder_kernels.geometry import (
 )
 from ladder_kernels.noise import draw_noise, draw_seed, philox_normal
 from ladder_kernels.params import StableLogVar, StableMean, parameter_pair
+from ladder_kernels.variance import VarianceMap
 
 KL_KEYS = ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "kl_channelwise")
 STAGES = ("get_z", "process_p_params", "process_q_params", "compute_kl_metrics")
@@ -115,7 +116,9 @@ class ComposedStep(nn.Module):
         z = self.get_z(p if q is None else q, forced_latent, mode_pred, use_uncond_mode)
         if force_constant_output:
             z = copy_first(z)
-            p_mean, p_logvar = self._parameter_pair(copy_first(torch.cat([p_mean.get(), p_logvar._lv], 1)), None)
+            p_mean, p_logvar = self._parameter_pair(
+                copy_first(torch.cat([p_mean.get(), p_logvar._tensor], 1)), var_clip_max
+            )
             p = self._normal(p_mean, p_logvar)
 
         data: dict[str, Any] = dict.fromkeys(KL_KEYS)
@@ -144,7 +147,10 @@ class ComposedStep(nn.Module):
         return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
 
     def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
-        return parameter_pair(packed, var_clip_max, stable=not self._use_naive_exponential)
+        return parameter_pair(packed, self._variance(var_clip_max))
+
+    def _variance(self, var_clip_max: float | None) -> VarianceMap:
+        return VarianceMap("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
         return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
