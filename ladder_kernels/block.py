@@ -1,17 +1,20 @@
 """`NormalStochasticBlock`: the drop-in for CAREamics' block of the same name, convolutions included."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
+from ladder_kernels.autograd import default_is_philox
 from ladder_kernels.functional import fresh_source, normal_sample, normal_sample_kl, sample_with_log_density
-from ladder_kernels.geometry import latent_shape
-from ladder_kernels.overrides import KL_KEYS, STAGES, ComposedStep, copy_first, crop_to_q
-from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair
+from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
+from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
+from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
+from ladder_kernels.variance import VarianceMap
 
 
-class NormalStochasticBlock(ComposedStep):
+class NormalStochasticBlock(Stages):
     """Maps two feature tensors to q and p, samples z, computes the KL metrics, and maps z to the output.
 
     Same constructor, methods, state_dict keys, return types and (with `rng="torch"`) numbers as CAREamics' block.
@@ -146,18 +149,9 @@ class NormalStochasticBlock(ComposedStep):
         ValueError
             Shapes that do not fit; with `validate_args`, parameters that are not numbers.
         """
+        call = Call(forced_latent, force_constant_output, analytical_kl, mode_pred, use_uncond_mode, var_clip_max)
         if self._has_overrides():
-            return self.forward_composed(
-                p_params,
-                q_params,
-                forced_latent,
-                force_constant_output,
-                analytical_kl,
-                mode_pred,
-                use_uncond_mode,
-                var_clip_max,
-            )
-        call = _Call(forced_latent, force_constant_output, analytical_kl, mode_pred and use_uncond_mode, var_clip_max)
+            return self._forward_composed(p_params, q_params, call)
         if q_params is None:
             data = self._generate(p_params, call)
         elif mode_pred:
@@ -173,12 +167,12 @@ class NormalStochasticBlock(ComposedStep):
         q = self._packed_q(q_params)
         return normal_sample(q, **self._noise_source(q), variance=self._variance(var_clip_max))
 
-    def _infer(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> dict[str, Any]:
+    def _infer(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
         q = self._packed_q(q_params)
         p = shown_p = crop_to_q(self._packed_p(p_params), q)
         self._validate(call, q, p)
-        if call.constant:
+        if call.force_constant_output:
             p, shown_p = p[:1], copy_first(p)
         metrics = normal_sample_kl(
             q,
@@ -198,7 +192,7 @@ class NormalStochasticBlock(ComposedStep):
             "qvar_max": metrics.qvar_max,
         }
 
-    def _predict(self, p_params: Tensor, q_params: Tensor, call: "_Call") -> dict[str, Any]:
+    def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
         q = self._packed_q(q_params)
         self._validate(call, q)
@@ -214,7 +208,7 @@ class NormalStochasticBlock(ComposedStep):
             "qvar_max": qvar_max,
         }
 
-    def _generate(self, p_params: Tensor, call: "_Call") -> dict[str, Any]:
+    def _generate(self, p_params: Tensor, call: Call) -> dict[str, Any]:
         """Generation: z from p; no q and no KL."""
         p = self._packed_p(p_params)
         self._validate(call, p)
@@ -225,7 +219,7 @@ class NormalStochasticBlock(ComposedStep):
             )
         elif z.shape[1:] != latent_shape(p)[1:]:
             raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
-        if call.constant:
+        if call.force_constant_output:
             z = copy_first(z)
         return {
             **dict.fromkeys(KL_KEYS),
@@ -236,27 +230,54 @@ class NormalStochasticBlock(ComposedStep):
             "qvar_max": z.new_zeros(()),
         }
 
-    def _shown_p(self, p: Tensor, call: "_Call") -> tuple[StableMean, StableLogVar]:
-        return self._parameter_pair(copy_first(p) if call.constant else p, call.var_clip_max)
+    def _shown_p(self, p: Tensor, call: Call) -> tuple[StableMean, StableLogVar]:
+        return self._parameter_pair(copy_first(p) if call.force_constant_output else p, call.var_clip_max)
 
-    def _late_p(self, p_params: Tensor, call: "_Call") -> tuple[StableMean, StableLogVar]:
+    def _late_p(self, p_params: Tensor, call: Call) -> tuple[StableMean, StableLogVar]:
         """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
         if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
             return self._shown_p(self._packed_p(p_params), call)
         late = LateCall(self.conv_in_p, p_params)
         return late_parameter_pair(
-            lambda: copy_first(late()) if call.constant else late(), self._variance(call.var_clip_max)
+            lambda: copy_first(late()) if call.force_constant_output else late(), self._variance(call.var_clip_max)
         )
 
-    def _source(self, q: Tensor, call: "_Call") -> dict[str, Any]:
+    def _packed_p(self, p_params: Tensor) -> Tensor:
+        """The packed parameters of p (B or 1, 2 * c_vars, *S)."""
+        if self.transform_p_params:
+            return self.conv_in_p(p_params)
+        if p_params.shape[1] != 2 * self.c_vars:
+            raise ValueError(f"p_params must have 2 * c_vars = {2 * self.c_vars} channels, got {tuple(p_params.shape)}")
+        return p_params
+
+    def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
+        """The packed parameters of q (B, 2 * c_vars, *S)."""
+        q = self.conv_in_q(q_params)
+        if allow_oddsizes or self.allow_oddsizes:
+            return q
+        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
+
+    def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
+        return parameter_pair(packed, self._variance(var_clip_max))
+
+    def _variance(self, var_clip_max: float | None) -> VarianceMap:
+        return VarianceMap("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
+
+    def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
+        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
+
+    def _uses_philox(self, parameters: Tensor) -> bool:
+        return default_is_philox(parameters, None) if self.rng is None else self.rng == "philox"
+
+    def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
         z = call.forced_latent
         if z is None:
             source = self._noise_source(q, mode=call.use_mean)
-            if not call.constant:
+            if not call.force_constant_output:
                 return source
             z = normal_sample(q, **source, variance=self._variance(call.var_clip_max))
-        return {"latent": copy_first(z) if call.constant else z}
+        return {"latent": copy_first(z) if call.force_constant_output else z}
 
     def _noise_source(self, packed: Tensor, mode: bool = False) -> dict[str, Any]:
         """The same where z is not given: the mean, a seed or noise."""
@@ -265,7 +286,7 @@ class NormalStochasticBlock(ComposedStep):
         draw, source = fresh_source(packed, self._uses_philox(packed))
         return {draw: source}
 
-    def _validate(self, call: "_Call", *packed: Tensor) -> None:
+    def _validate(self, call: Call, *packed: Tensor) -> None:
         """With `validate_args`, upstream's ValueError for invalid parameters or a latent with NaN."""
         if not self.validate_args:
             return
@@ -282,14 +303,4 @@ class NormalStochasticBlock(ComposedStep):
     def _has_overrides(self) -> bool:
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls = type(self)
-        return any(name in self.__dict__ or getattr(cls, name) is not getattr(ComposedStep, name) for name in STAGES)
-
-
-class _Call(NamedTuple):
-    """What one call of `forward` asks for, besides its tensors."""
-
-    forced_latent: Tensor | None
-    constant: bool
-    analytical_kl: bool
-    use_mean: bool
-    var_clip_max: float | None
+        return any(name in self.__dict__ or getattr(cls, name) is not getattr(Stages, name) for name in STAGES)

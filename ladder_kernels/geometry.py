@@ -1,4 +1,4 @@
-"""Shapes: layouts, crops and the restricted window. Pure index arithmetic, no tensor is copied but in `dense`.
+"""Shapes: layouts, crops and the restricted window. Index arithmetic: only `dense` and `copy_first` copy.
 
 Sizes may be symbolic, so that one compilation serves them all.
 """
@@ -92,3 +92,15 @@ def center_crop(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
         raise ValueError(f"cannot crop spatial sizes {tuple(spatial)} to {tuple(sizes)}")
     starts = [(have - want) // 2 for have, want in zip(spatial, sizes, strict=True)]
     return crop(tensor, starts, sizes)
+
+
+def crop_to_q(p: Tensor, q: Tensor) -> Tensor:
+    """The centre of p's packed parameters under q's, as a view. Raises ValueError where p does not cover q."""
+    if p.dim() != q.dim() or any(have < want for have, want in zip(p.shape[2:], q.shape[2:], strict=True)):
+        raise ValueError(f"p's parameters {tuple(p.shape)} do not cover q's {tuple(q.shape)}")
+    return center_crop(p, q.shape[2:])
+
+
+def copy_first(tensor: Tensor) -> Tensor:
+    """The first sample of a batch in every place of it."""
+    return tensor[:1].expand_as(tensor).clone()

@@ -3,44 +3,59 @@
 `NormalStochasticBlock.forward` fuses these stages; where a stage is replaced it calls them one after the other.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from ladder_kernels.autograd import default_is_philox
 from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.geometry import (
-    center_crop,
-    crop,
-    even_spatial,
+    copy_first,
+    crop_to_q,
     in_memory_order,
     is_channels_last,
     restricted_window,
     windowed,
 )
 from ladder_kernels.noise import draw_noise, draw_seed, philox_normal
-from ladder_kernels.params import StableLogVar, StableMean, parameter_pair
-from ladder_kernels.variance import VarianceMap
+from ladder_kernels.params import StableLogVar, StableMean
 
 KL_KEYS = ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "kl_channelwise")
 STAGES = ("get_z", "process_p_params", "process_q_params", "compute_kl_metrics")
 
 
-class ComposedStep(nn.Module):
-    """The stages, each a method, and the forward pass that calls them."""
+class Call(NamedTuple):
+    """What one call of the block asks for, besides the parameters of p and q; `NormalStochasticBlock.forward` tells."""
 
-    c_vars: int
-    transform_p_params: bool
-    conv_in_p: nn.Module
-    conv_in_q: nn.Module
+    forced_latent: Tensor | None
+    force_constant_output: bool
+    analytical_kl: bool
+    mode_pred: bool
+    use_uncond_mode: bool
+    var_clip_max: float | None
+
+    @property
+    def use_mean(self) -> bool:
+        """Whether z is the mean: upstream asks for both."""
+        return self.mode_pred and self.use_uncond_mode
+
+
+class Stages(nn.Module):
+    """The stages, each a method that may be overridden, and the forward pass that calls them.
+
+    The block gives the helpers that are declared here.
+    """
+
     conv_out: nn.Module
-    allow_oddsizes: bool
-    rng: Literal["torch", "philox"] | None
-    validate_args: bool
     _vanilla_latent_hw: int | None
-    _use_naive_exponential: bool
+    if TYPE_CHECKING:
+
+        def _packed_p(self, p_params: Tensor) -> Tensor: ...
+        def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor: ...
+        def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]: ...
+        def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal: ...
+        def _uses_philox(self, parameters: Tensor) -> bool: ...
 
     def get_z(
         self,
@@ -92,71 +107,33 @@ class ComposedStep(nn.Module):
         values = (kl, samplewise, restricted, kl.sum(1), kl.flatten(2).sum(2))
         return dict(zip(KL_KEYS, values, strict=True))
 
-    def forward_composed(
-        self,
-        p_params: Tensor,
-        q_params: Tensor | None,
-        forced_latent: Tensor | None,
-        force_constant_output: bool,
-        analytical_kl: bool,
-        mode_pred: bool,
-        use_uncond_mode: bool,
-        var_clip_max: float | None,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _forward_composed(self, p_params: Tensor, q_params: Tensor | None, call: Call) -> tuple[Tensor, dict[str, Any]]:
         """`forward`, through the stages."""
-        p_mean, p_logvar, p = self.process_p_params(p_params, var_clip_max)
+        p_mean, p_logvar, p = self.process_p_params(p_params, call.var_clip_max)
         q_pair, q = None, None
         if q_params is not None:
-            q_mean, q_logvar, q = self.process_q_params(q_params, var_clip_max)
+            q_mean, q_logvar, q = self.process_q_params(q_params, call.var_clip_max)
             q_pair = (q_mean, q_logvar)
-            if not mode_pred and p.mean.shape[2:] != q.mean.shape[2:]:
+            if not call.mode_pred and p.mean.shape[2:] != q.mean.shape[2:]:
                 p_mean = StableMean(crop_to_q(p_mean.get(), q.mean))
                 p_logvar.centercrop_to_size(q.mean.shape[2:])
                 p = self._normal(p_mean, p_logvar)
-        z = self.get_z(p if q is None else q, forced_latent, mode_pred, use_uncond_mode)
-        if force_constant_output:
+        z = self.get_z(p if q is None else q, call.forced_latent, call.mode_pred, call.use_uncond_mode)
+        if call.force_constant_output:
             z = copy_first(z)
-            p_mean, p_logvar = self._parameter_pair(
-                copy_first(torch.cat([p_mean.get(), p_logvar._tensor], 1)), var_clip_max
-            )
+            packed = copy_first(torch.cat([p_mean.get(), p_logvar._lv], 1))
+            p_mean, p_logvar = self._parameter_pair(packed, call.var_clip_max)
             p = self._normal(p_mean, p_logvar)
 
         data: dict[str, Any] = dict.fromkeys(KL_KEYS)
         if q is not None and q_pair is not None:
             p_pair = (p_mean, p_logvar)
-            data |= self.compute_kl_metrics(p, p_pair, q, q_pair, mode_pred, analytical_kl, z)
+            data |= self.compute_kl_metrics(p, p_pair, q, q_pair, call.mode_pred, call.analytical_kl, z)
         data["z"] = z
         data["p_params"], data["q_params"] = (p_mean, p_logvar), q_pair
         data["logprob_q"] = None if q is None else q.log_prob(z).flatten(1).sum(1)
         data["qvar_max"] = z.new_zeros(()) if q_pair is None else q_pair[1].get().detach().max()
         return self.conv_out(z), data
-
-    def _packed_p(self, p_params: Tensor) -> Tensor:
-        """The packed parameters of p (B or 1, 2 * c_vars, *S)."""
-        if self.transform_p_params:
-            return self.conv_in_p(p_params)
-        if p_params.shape[1] != 2 * self.c_vars:
-            raise ValueError(f"p_params must have 2 * c_vars = {2 * self.c_vars} channels, got {tuple(p_params.shape)}")
-        return p_params
-
-    def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
-        """The packed parameters of q (B, 2 * c_vars, *S)."""
-        q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes:
-            return q
-        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
-
-    def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
-        return parameter_pair(packed, self._variance(var_clip_max))
-
-    def _variance(self, var_clip_max: float | None) -> VarianceMap:
-        return VarianceMap("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
-
-    def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
-        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
-
-    def _uses_philox(self, parameters: Tensor) -> bool:
-        return default_is_philox(parameters, None) if self.rng is None else self.rng == "philox"
 
     def _sample(self, distribution: Normal) -> Tensor:
         mean = distribution.mean
@@ -167,15 +144,3 @@ class ComposedStep(nn.Module):
         else:
             eps = draw_noise(mean.shape, dtype, mean.device)
         return mean + distribution.stddev * eps
-
-
-def crop_to_q(p: Tensor, q: Tensor) -> Tensor:
-    """The centre of p under q, as a view. Raises ValueError where p does not cover q."""
-    if p.dim() != q.dim() or any(have < want for have, want in zip(p.shape[2:], q.shape[2:], strict=True)):
-        raise ValueError(f"p's parameters {tuple(p.shape)} do not cover q's {tuple(q.shape)}")
-    return center_crop(p, q.shape[2:])
-
-
-def copy_first(tensor: Tensor) -> Tensor:
-    """The first sample of a batch in every place of it."""
-    return tensor[:1].expand_as(tensor).clone()

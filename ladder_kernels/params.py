@@ -85,10 +85,6 @@ class StableLogVar(_Parameter):
     def _lv(self) -> Tensor:
         return clamp(self._tensor, self._variance)[0]
 
-    @property
-    def _eps(self) -> float:
-        return self._variance.floor
-
     def _gaussian(self) -> Gaussian:
         return gaussian(self._tensor, self._tensor, self._variance)
 

@@ -1,0 +1,70 @@
+"""`VarianceMap`: what it refuses, and that both clamps hold on every backend."""
+
+import pickle
+
+import pytest
+import torch
+
+from ladder_kernels import normal_sample, normal_sample_kl
+from ladder_kernels.variance import KINDS, VarianceMap
+from tests import oracle
+from tests.test_functional import check, options, tensors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bounds", [(None, None), (-0.5, None), (None, 0.5), (-0.5, 0.5), (0.25, 0.25)], ids=str)
+@pytest.mark.parametrize("analytic", [False, True], ids=["mc", "analytic"])
+def test_both_clamps_on_every_kind(backend, kind, bounds, analytic):
+    variance = VarianceMap(kind, raw_min=bounds[0], raw_max=bounds[1])
+    check(tensors((3, 4, 9), "noise"), options("noise", analytical_kl=analytic, variance=variance))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_passes_inside_the_clamp_and_at_it(backend, kind, dtype):
+    # The bounds have no float32 value: float64 must be compared in float64.
+    low, high = -0.1, 0.1
+    inside = [low, 0.0, high] if dtype == torch.float64 else [-0.09, 0.0, 0.09]
+    beyond = [low - 1e-9, high + 1e-9] if dtype == torch.float64 else [-0.11, 0.11]
+    raw = torch.tensor([*inside, *beyond], dtype=dtype)
+    q = torch.stack([torch.zeros_like(raw), raw]).unsqueeze(0).requires_grad_()
+    step = normal_sample_kl(q, None, mode=True, variance=VarianceMap(kind, raw_min=low, raw_max=high))
+    step.logprob_q.sum().backward()
+    assert (q.grad[0, 1] != 0).tolist() == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stays_nan_and_the_largest_value_is_clamped(backend, kind):
+    variance = VarianceMap(kind, raw_min=-1.0, raw_max=1.0)
+    raw = torch.tensor([-5.0, torch.nan, 5.0])
+    q = torch.stack([torch.zeros(3), raw]).unsqueeze(0)
+    z = normal_sample(q, noise=torch.ones(1, 1, 3), variance=variance)
+    expected = oracle.STD[kind](torch.tensor([-1.0, torch.nan, 1.0]))
+    torch.testing.assert_close(z.flatten(), expected, equal_nan=True)
+    assert normal_sample_kl(q, None, mode=True, variance=variance).qvar_max.isnan()
+    finite = normal_sample_kl(q[..., ::2], None, mode=True, variance=variance)
+    torch.testing.assert_close(finite.qvar_max, 2 * expected[2].log())
+
+
+def test_a_map_is_a_value():
+    one, same = VarianceMap("exp", raw_max=2.0), VarianceMap("exp", raw_max=2.0)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert eval(repr(one)) == one  # our own text
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert VarianceMap().floor == 1e-6
+    assert VarianceMap.diffusers() == VarianceMap("exp", raw_min=-30.0, raw_max=20.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"kind": "log"}, "'log'; there are stable, exp"),
+        ({"kind": "exp", "floor": 1e-3}, "no floor, got 0.001"),
+        ({"floor": -1.0}, "negative, got -1.0"),
+        ({"raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
+    ],
+)
+def test_what_is_no_map_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        VarianceMap(**arguments)
