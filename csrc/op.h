@@ -181,7 +181,8 @@ inline void check_window(at::IntArrayRef w, std::int64_t height, std::int64_t wi
 // In the right shapes, z's as q and the others in dtype `sums`; and only of outputs that the step has.
 inline OutputGradients check_gradients(const OutputGradients& grads, const at::Tensor& q, const Options& options,
                                        at::ScalarType sums) {
-  TORCH_CHECK_VALUE(!grads.z || options.draw != Draw::latent, "a given latent has no output z, and so no gradient of it");
+  TORCH_CHECK_VALUE(!grads.z || options.draw != Draw::latent,
+                    "a given latent has no output z, and so no gradient of it");
   TORCH_CHECK_VALUE(!grads.have_kl() || options.kl != KL::none, "kl 'none' has no KL, and so no gradient of one");
   TORCH_CHECK_VALUE(!grads.restricted || options.window, "without a window there is no gradient of kl_restricted");
   const std::int64_t batch = q.size(0), channels = q.size(1) / 2;
@@ -222,7 +223,9 @@ inline at::Tensor empty_dense(const at::Tensor& packed, std::int64_t batch, std:
 // Uninitialised, for packed parameters q; sums in dtype `sums`. Those not asked for are left out, z where it is given.
 inline Outputs empty_outputs(const at::Tensor& q, const Options& options, at::ScalarType sums) {
   const std::int64_t batch = q.size(0), channels = q.size(1) / 2;
-  const auto dense = [&](at::ScalarType dtype) { return empty_dense(q, batch, channels, dtype, options.channels_last); };
+  const auto dense = [&](at::ScalarType dtype) {
+    return empty_dense(q, batch, channels, dtype, options.channels_last);
+  };
   const auto empty = [&](at::IntArrayRef shape) { return at::empty(shape, q.options().dtype(sums)); };
   OptionalTensor z, samplewise, restricted, channelwise, spatial, elementwise;
   if (options.draw != Draw::latent) z = dense(q.scalar_type());
@@ -252,8 +255,8 @@ inline void fill_empty(Outputs& out) {
   qvar_max.fill_(-std::numeric_limits<double>::infinity());
 }
 
-// What of a step gradients flow through, as `step_gradients` wants it. A term whose incoming gradient is absent does not
-// exist: it is left out, for 0 times an infinity or a NaN would be a NaN.
+// What of a step gradients flow through, as `step_gradients` wants it. A term whose incoming gradient is absent does
+// not exist: it is left out, for 0 times an infinity or a NaN would be a NaN.
 struct Used {
   Draw draw;
   KL kl;
@@ -262,8 +265,7 @@ struct Used {
 
 inline Used used_by(const OutputGradients& grads, const Options& options) {
   const KL kl = grads.have_kl() ? options.kl : KL::none;
-  const bool eps =
-      kl == KL::monte_carlo || (options.draw == Draw::latent ? grads.log_q : grads.z).has_value();
+  const bool eps = kl == KL::monte_carlo || (options.draw == Draw::latent ? grads.log_q : grads.z).has_value();
   const Draw draw = eps ? options.draw : Draw::mode;
   return {draw, kl, draw != Draw::mode || kl != KL::none || grads.log_q.has_value()};
 }

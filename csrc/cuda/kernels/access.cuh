@@ -1,4 +1,5 @@
-// What of a tensor is a thread's, and how it reads and writes it: sixteen bytes at a time where every tensor allows it, else one element of any dtype.
+// What of a tensor is a thread's, and how it reads and writes it: sixteen bytes at a time where every tensor allows it,
+// else one element of any dtype.
 //
 // An access names the compute type T, the `width` columns of a thread, and two kinds of references to a thread's
 // columns in one sample of a view, which are loaded from and stored to row by row.

@@ -209,7 +209,9 @@ __global__ void __launch_bounds__(max_threads)
   const Partials<T> partials(call);
   const auto [columns, rows] = kl_sums(call.step);
   std::int64_t block = blockIdx.x;
-  if (block < blocks_of(columns)) return add_up(partials.column_sums, out.column_sums, block, columns, call.tiles.row_blocks);
+  if (block < blocks_of(columns)) {
+    return add_up(partials.column_sums, out.column_sums, block, columns, call.tiles.row_blocks);
+  }
   block -= blocks_of(columns);
   if (block < blocks_of(rows)) return add_up(partials.row_sums, out.row_sums, block, rows, call.tiles.column_blocks);
   block -= blocks_of(rows);
