@@ -20,27 +20,27 @@ def install(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from ladder_kernels.backends import triton as backend
+    from ladder_kernels.backends.triton import launch
 
     target = GPUTarget(*TARGETS[name])
     # Triton caches kernels by device number: another target needs another one.
     driver.set_active(FakeDriver(target, list(TARGETS).index(name)))
-    backend.WARP_SIZE, backend.NVIDIA = target.warp_size, target.backend == "cuda"
+    launch.WARP_SIZE, launch.NVIDIA = target.warp_size, target.backend == "cuda"
 
 
 def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]]]:
     """The kernels that `call` launches, compiled: each with its keyword arguments."""
-    from ladder_kernels.backends import triton as backend
+    from ladder_kernels.backends.triton import launch
 
     launches: list[tuple[Any, dict[str, Any]]] = []
-    kernels = {name: getattr(backend, name) for name in KERNELS}
+    kernels = {name: getattr(launch, name) for name in KERNELS}
     for name, kernel in kernels.items():
-        setattr(backend, name, _Recorder(kernel, launches))
+        setattr(launch, name, _Recorder(kernel, launches))
     try:
         call()
     finally:
         for name, kernel in kernels.items():
-            setattr(backend, name, kernel)
+            setattr(launch, name, kernel)
     return launches
 
 

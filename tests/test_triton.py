@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
-from ladder_kernels.backends import triton as backend
-from ladder_kernels.backends.triton import formulas, noise, plan
+from ladder_kernels.backends.triton import formulas, launch, philox, plan
 from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
@@ -44,7 +43,7 @@ def launches(monkeypatch):
     """The launches of the test, in order: (kernel, arguments, keyword arguments)."""
     recorded = []
     for name in KERNELS:
-        monkeypatch.setattr(backend, name, Recorder(name, getattr(backend, name), recorded))
+        monkeypatch.setattr(launch, name, Recorder(name, getattr(launch, name), recorded))
     return recorded
 
 
@@ -67,7 +66,7 @@ def test_no_layout_is_copied(launches, layout):
     torch.autograd.grad(step.kl_samplewise.sum() + step.z.square().sum(), (q, p))
     for name, args, _ in launches:
         if name in ("forward_kernel", "backward_kernel"):
-            assert [args[0].data_ptr(), args[1].data_ptr()] == [q.data_ptr(), p.data_ptr()]
+            assert [args[0].data.data_ptr(), args[1].data.data_ptr()] == [q.data_ptr(), p.data_ptr()]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -75,8 +74,8 @@ def test_the_fast_dimension_is_the_contiguous_one(launches, layout):
     q = packed((2, 5, 6, 7)).contiguous(memory_format=layout)
     normal_sample(q, seed=1)
     _, args, kwargs = launches[0]
-    assert kwargs["CHANNELS_LAST"] == (layout == torch.channels_last)
-    assert args[6] == ((2, 42, 5) if kwargs["CHANNELS_LAST"] else (2, 5, 42))
+    assert kwargs["CHANNELS_INNER"] == (layout == torch.channels_last)
+    assert args[3].sizes == ((2, 42, 5) if kwargs["CHANNELS_INNER"] else (2, 5, 42))
 
 
 @pytest.mark.parametrize(("tile", "columns", "full_grid"), [(64, 16, 1), (128, 32, 4), (4096, 512, 10**6)])
@@ -100,8 +99,8 @@ def test_the_tiles_cover_every_row_and_column_once(shape):
     _, rows, columns = laid.sizes
     for tiles in (laid.forward, laid.backward):
         assert tiles.column_blocks * tiles.block_columns >= columns > (tiles.column_blocks - 1) * tiles.block_columns
-        covered = tiles.row_blocks * tiles.steps * tiles.block_rows
-        assert covered >= rows > (tiles.row_blocks - 1) * tiles.steps * tiles.block_rows
+        covered = tiles.row_blocks * tiles.tiles * tiles.block_rows
+        assert covered >= rows > (tiles.row_blocks - 1) * tiles.tiles * tiles.block_rows
         assert tiles.masked == (covered != rows or columns % tiles.block_columns != 0)
 
 
@@ -121,7 +120,7 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
         return (*step[:6], *torch.autograd.grad((step.kl_samplewise * weights).sum() + step.z.sum(), (q, p)))
 
     expected = run()
-    monkeypatch.setattr(backend, "make_plan", lambda *args: plan.make_plan(*args)._replace(wide=True))
+    monkeypatch.setattr(launch, "make_plan", lambda *args: plan.make_plan(*args)._replace(wide=True))
     assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
 
 
@@ -152,11 +151,11 @@ def emulated(instruction: tl.constexpr, x):
 @pytest.fixture
 def fast(monkeypatch):
     """The formulas of NVIDIA's GPUs, in the interpreter."""
-    if not backend.INTERPRETED:
+    if not launch.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = backend.tile_constants
-    monkeypatch.setattr(backend, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    original = launch.tile_constants
+    monkeypatch.setattr(launch, "tile_constants", lambda *args: original(*args) | {"FAST": True})
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
@@ -205,29 +204,25 @@ def noise_of(seed, shape):
 
 
 @triton.jit
-def ratio_kernel(q_std, q_logvar, p_inverse_std, p_logvar, out, STABLE: tl.constexpr):
+def ratio_kernel(q_std, q_log_var, out, variance):
     index = tl.arange(0, 1024)
-    _, excess = formulas.variance_ratio(
-        tl.load(q_std + index),
-        tl.load(q_logvar + index),
-        tl.load(p_inverse_std + index),
-        tl.load(p_logvar + index),
-        STABLE,
-        True,
-    )
-    tl.store(out + index, excess)
+    p = formulas.standard_normal(tl.float32)
+    std, log_var = tl.load(q_std + index)[None, :], tl.load(q_log_var + index)[None, :]
+    q = formulas.Gaussian(p.mean, std, p.inverse, p.rest, p.raw, log_var, p.slope, p.clamped)
+    _, excess = formulas.variance_ratio(q, p, variance, True)
+    tl.store(out + index[None, :], excess)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.skipif(not backend.INTERPRETED, reason="the emulated instructions are the interpreter's")
+@pytest.mark.skipif(not launch.INTERPRETED, reason="the emulated instructions are the interpreter's")
 def test_the_series_near_equality_is_exact_to_its_last_digits(monkeypatch, kind):
     """Relative to u^2/2, over the whole range in which the series serves and beyond it."""
     monkeypatch.setattr(triton_math, "_approximate", emulated)
     log_ratio = torch.linspace(-1.0, 1.0, 1024, dtype=torch.float64)
-    q_std, q_logvar = (log_ratio / 2).exp().float(), log_ratio.float()
-    ones, zeros, out = torch.ones(1024), torch.zeros(1024), torch.empty(1024)
-    ratio_kernel[(1,)](q_std, q_logvar, ones, zeros, out, STABLE=kind == "stable")
-    x = 2 * q_std.double().log() if kind == "stable" else q_logvar.double()
+    q_std, q_log_var = (log_ratio / 2).exp().float(), log_ratio.float()
+    out = torch.empty(1024)
+    ratio_kernel[(1,)](q_std, q_log_var, out, formulas.Variance.of(VarianceMap(kind)))
+    x = 2 * q_std.double().log() if kind == "stable" else q_log_var.double()
     exact = torch.expm1(x) - x
     # Where the series serves, a few roundings of u^2/2; beyond, a rounding of the ratio.
     assert ((out.double() - exact).abs() <= 1e-6 * exact + 1.2e-7 * (x.abs() > 0.11)).all()
@@ -237,7 +232,7 @@ def test_the_words_of_philox_are_the_known_answer():
     @triton.jit
     def kernel(out):
         group = tl.zeros([1], tl.int64)
-        w0, w1, w2, w3 = noise.philox4x32(group, tl.full([1], 42, tl.int64))
+        w0, w1, w2, w3 = philox.philox4x32(group, tl.full([1], 42, tl.int64))
         index = tl.arange(0, 1)
         tl.store(out + index, w0.to(tl.int64))
         tl.store(out + 1 + index, w1.to(tl.int64))

@@ -1,47 +1,52 @@
 """The backward kernel: the packed gradients of q and p, and that of a given latent, in one pass."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.formulas import bound, clamp, draw_latent, gaussian, over_std, variance_ratio
+from ladder_kernels.backends.triton.formulas import draw_latent, standard_normal, step_gradients
 from ladder_kernels.backends.triton.tile import (
+    in_latent,
     inside,
-    load_halves,
+    load_gaussian,
     load_source,
     load_tile,
-    pointers,
-    store_halves,
-    widened,
+    place_tile,
+    store_latent,
+    store_packed,
+    this_program,
 )
+
+
+class Incoming(NamedTuple):
+    """The gradients that arrive; None where none does. Those of samples may be one number for all (stride 0)."""
+
+    z: Any  # dense in q's layout
+    samplewise: Any  # Strided
+    restricted: Any  # Strided
+    over_rows: Any  # (batch, columns)
+    over_columns: Any  # (batch, rows)
+    elementwise: Any  # dense in q's layout
+    log_q: Any  # Strided
 
 
 @triton.jit
 def backward_kernel(
-    q,
-    p,
-    source,
-    grad_z,
-    grad_sums,  # of kl_samplewise, kl_restricted, over rows, over columns, logprob_q; None where absent
-    grad_elementwise,
+    q,  # Strided
+    p,  # Strided or None
+    source,  # Strided or None
+    incoming,  # Incoming
     grad_q,
     grad_p,
     grad_latent,
-    q_strides,
-    p_strides,
-    source_strides,
-    sum_strides,  # of the gradients of kl_samplewise, kl_restricted, logprob_q
-    space,
-    sizes,  # batch, rows, columns
+    layout,  # Layout
     window,
     temperature,
-    steps,
-    column_blocks,
-    row_blocks,
+    variance,  # Variance
     DRAW: tl.constexpr,
     KL: tl.constexpr,
-    STABLE: tl.constexpr,
-    LOGVAR_MAX: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
     MASKED: tl.constexpr,
     WIDE: tl.constexpr,
@@ -51,189 +56,81 @@ def backward_kernel(
     COMPUTE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """One program: a block of columns and `steps` tiles. Grid: column blocks x row blocks x batch.
+    """One program: a sample, a block of columns, tiles down the rows.
 
-    The tiles go down the rows of one sample. With SHARED_P, a p of batch 1 that needs a gradient, they are the
-    samples of one block of rows instead (and the grid has no batch): p's gradient is summed over them in order.
+    With SHARED_P, a p of batch 1 that needs a gradient, the tiles are the samples of one block of rows instead (and
+    the grid has no batch): p's gradient is summed over them in order.
 
     DRAW and KL are what gradients flow through: "mode" where none flows through eps, "none" where no KL was used.
     """
-    HAS_KL: tl.constexpr = KL != "none"
-    ANALYTIC: tl.constexpr = KL == "analytic"
-    HAS_LOG_Q: tl.constexpr = grad_sums[4] is not None or KL == "monte_carlo"
-    HAS_Z: tl.constexpr = grad_z is not None or KL == "monte_carlo"
-    HAS_LOG_VAR: tl.constexpr = HAS_KL or HAS_LOG_Q or DRAW != "mode"
-    rows, columns = widened(sizes[1], WIDE), widened(sizes[2], WIDE)
-    program = tl.program_id(0)
-    column_block = program % column_blocks
-    row_block = (program // column_blocks) % row_blocks
-    channels = columns if CHANNELS_LAST else rows
-    first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
-    column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    program = this_program(layout)
     p_mean_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
-    p_logvar_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
-    seed = tl.load(source) if DRAW == "seed" else 0
+    p_raw_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
+    seed = tl.load(source.data) if DRAW == "seed" else 0
 
-    for step in range(steps):
-        sample = (program // (column_blocks * row_blocks)).to(tl.int64)
+    for tile_index in range(layout.tiles):
+        sample, row_tile = program.sample, program.row_block
         if SHARED_P:
-            sample += step
-            row_tile = row_block
+            sample += tile_index
         else:
-            row_tile = row_block * steps + step
-        row = (widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-        mask = (row < rows) & (column < columns) if MASKED else None
-        latent_row = (sample * rows + row) * columns
-
-        q_tile = pointers(q, sample, row, column, q_strides, space, CHANNELS_LAST)
-        q_mean, q_raw = load_halves(q_tile, channels * q_strides[1], mask, COMPUTE)
-        q_logvar = clamp(q_raw, LOGVAR_MAX)
-        q_std, q_inverse, q_rest, _, q_slope = gaussian(q_logvar, STABLE, FAST)
-        drawn_from = load_source(
-            source,
-            seed,
-            source_strides,
-            sample,
-            row,
-            first_column,
-            latent_row,
-            space,
-            mask,
-            BLOCK_COLUMNS,
-            DRAW,
-            CHANNELS_LAST,
-            ALIGNED,
-            COMPUTE,
-            FAST,
-        )
-        eps, sampled = draw_latent(q_mean, q_std, q_inverse, q_rest, drawn_from, temperature, DRAW, STABLE)
-        to_z = tl.zeros_like(q_mean)
-        if grad_z is not None:
-            to_z += load_tile(grad_z + (latent_row + column), mask, COMPUTE)
-        to_mean = tl.zeros_like(q_mean)
-        to_log_var = tl.zeros_like(q_mean)
-        grad_log_q = tl.zeros([1, 1], COMPUTE)
-        if grad_sums[4] is not None:
-            grad_log_q += tl.load(grad_sums[4] + sample * sum_strides[2]).to(COMPUTE)
-
-        if HAS_KL:
-            grad_kl = _grad_kl(
-                grad_sums,
-                grad_elementwise,
-                sum_strides,
-                sample,
-                row,
-                column,
-                rows,
-                columns,
-                latent_row,
-                window,
-                mask,
-                CHANNELS_LAST,
-                MASKED,
-                COMPUTE,
-            )
-            # Halved first, so that no product overflows where the result does not.
-            half_kl = 0.5 * grad_kl
-            kl_mean = q_mean if ANALYTIC else sampled
+            row_tile = program.row_block * layout.tiles + tile_index
+        place = place_tile(layout, sample, row_tile, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS)
+        mask = in_latent(place) if MASKED else None
+        of_q = load_gaussian(q, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
+        drawn_from = load_source(source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, COMPUTE, FAST)
+        latent = draw_latent(of_q, drawn_from, temperature, DRAW)
+        grad_z = None
+        grad_kl = None
+        grad_log_q = None
+        if incoming.z is not None:
+            grad_z = load_tile(incoming.z + (place.latent_row + place.column), mask, COMPUTE)
+        if incoming.log_q is not None:
+            grad_log_q = _of_sample(incoming.log_q, sample, COMPUTE)
+        of_p = standard_normal(COMPUTE)
+        if KL != "none":
+            grad_kl = _grad_kl(incoming, place, window, mask, CHANNELS_INNER, MASKED, COMPUTE)
             if p is not None:
-                p_tile = pointers(p, sample, row, column, p_strides, space, CHANNELS_LAST)
-                p_mean, p_raw = load_halves(p_tile, channels * p_strides[1], mask, COMPUTE)
-                p_logvar = clamp(p_raw, LOGVAR_MAX)
-                _, p_inverse, p_rest, _, p_slope = gaussian(p_logvar, STABLE, FAST)
-                residual = over_std(kl_mean - p_mean, p_inverse, p_rest, STABLE)
-            else:
-                p_logvar = tl.zeros_like(q_mean)
-                p_inverse = tl.full([1, 1], 1.0, COMPUTE)
-                p_rest = p_inverse
-                residual = kl_mean
-            pull = over_std(grad_kl * residual, p_inverse, p_rest, STABLE)
-            half_square = half_kl * residual * residual
-            if ANALYTIC:
-                ratio, _ = variance_ratio(q_std, q_logvar, p_inverse, p_logvar, STABLE, FAST)
-                to_mean += pull
-                to_log_var += half_kl * ratio
-                p_log_var = -half_kl * ratio - half_square
-            else:
-                to_z += pull
-                grad_log_q += grad_kl
-                p_log_var = half_kl - half_square
-            if grad_p is not None:
-                p_grad_logvar = _grad_logvar(p_log_var, p_slope, p_raw, LOGVAR_MAX)
-                if SHARED_P:
-                    p_mean_sum -= pull
-                    p_logvar_sum += p_grad_logvar
-                else:
-                    base = grad_p + sample * 2 * rows * columns
-                    store_halves(base, row, column, rows, columns, -pull, p_grad_logvar, mask, CHANNELS_LAST)
+                of_p = load_gaussian(p, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
 
-        if DRAW == "latent":
-            score = over_std(grad_log_q * eps, q_inverse, q_rest, STABLE)
-            to_mean += score
-            to_z -= score
-            to_log_var += 0.5 * grad_log_q * (eps * eps - 1.0)
-            if grad_latent is not None:
-                tl.store(grad_latent + (latent_row + column), to_z.to(grad_latent.dtype.element_ty), mask=mask)
-        else:
-            if HAS_LOG_Q:
-                to_log_var -= 0.5 * grad_log_q
-            if HAS_Z:
-                to_mean += to_z
-            if DRAW != "mode":
-                to_log_var += 0.5 * to_z * (eps * q_std)
+        grads = step_gradients(of_q, of_p, latent, grad_z, grad_kl, grad_log_q, variance, DRAW, KL, FAST)
         if grad_q is not None:
-            base = grad_q + sample * 2 * rows * columns
-            q_grad_logvar = tl.zeros_like(q_mean)
-            if HAS_LOG_VAR:
-                q_grad_logvar = _grad_logvar(to_log_var, q_slope, q_raw, LOGVAR_MAX)
-            store_halves(base, row, column, rows, columns, to_mean, q_grad_logvar, mask, CHANNELS_LAST)
+            store_packed(grad_q, grads.q_mean, grads.q_raw, place, mask, CHANNELS_INNER)
+        if grad_latent is not None:
+            store_latent(grad_latent, grads.latent, place, mask)
+        if SHARED_P:
+            p_mean_sum += grads.p_mean
+            p_raw_sum += grads.p_raw
+        elif grad_p is not None:
+            store_packed(grad_p, grads.p_mean, grads.p_raw, place, mask, CHANNELS_INNER)
 
     if SHARED_P:
-        row = (widened(row_block, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-        mask = (row < rows) & (column < columns) if MASKED else None
-        store_halves(grad_p, row, column, rows, columns, p_mean_sum, p_logvar_sum, mask, CHANNELS_LAST)
+        place = place_tile(
+            layout, program.sample, program.row_block, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS
+        )
+        mask = in_latent(place) if MASKED else None
+        store_packed(grad_p, p_mean_sum, p_raw_sum, place, mask, CHANNELS_INNER)
 
 
 @triton.jit
-def _grad_logvar(log_var, slope, raw, LOGVAR_MAX: tl.constexpr):
-    """From the gradient of the log variance to that of the raw log-variance; 0 above the clamp."""
-    grad = log_var * slope
-    if LOGVAR_MAX is not None:
-        grad = tl.where(raw > bound(LOGVAR_MAX, raw), 0.0, grad)
-    return grad
+def _of_sample(grad, sample, COMPUTE: tl.constexpr):
+    return tl.load(grad.data + sample * grad.strides[0]).to(COMPUTE)
 
 
 @triton.jit
-def _grad_kl(
-    grad_sums,
-    grad_elementwise,
-    sum_strides,
-    sample,
-    row,
-    column,
-    rows,
-    columns,
-    latent_row,
-    window,
-    mask,
-    CHANNELS_LAST: tl.constexpr,
-    MASKED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+def _grad_kl(incoming, place, window, mask, CHANNELS_INNER: tl.constexpr, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
     """The gradient of the elementwise KL: that of every reduction, broadcast back."""
-    samplewise, restricted, over_rows, over_columns, _ = grad_sums
     grad = tl.zeros([1, 1], COMPUTE)
-    if samplewise is not None:
-        grad += tl.load(samplewise + sample * sum_strides[0]).to(COMPUTE)
-    if restricted is not None:
-        weight = inside(row if CHANNELS_LAST else column, window).to(COMPUTE)
-        grad += weight * tl.load(restricted + sample * sum_strides[1]).to(COMPUTE)
-    if over_rows is not None:
-        column_mask = column < columns if MASKED else None
-        grad += load_tile(over_rows + sample * columns + column, column_mask, COMPUTE)
-    if over_columns is not None:
-        row_mask = row < rows if MASKED else None
-        grad += load_tile(over_columns + sample * rows + row, row_mask, COMPUTE)
-    if grad_elementwise is not None:
-        grad += load_tile(grad_elementwise + (latent_row + column), mask, COMPUTE)
+    if incoming.samplewise is not None:
+        grad += _of_sample(incoming.samplewise, place.sample, COMPUTE)
+    if incoming.restricted is not None:
+        weight = inside(place.row if CHANNELS_INNER else place.column, window).to(COMPUTE)
+        grad += weight * _of_sample(incoming.restricted, place.sample, COMPUTE)
+    if incoming.over_rows is not None:
+        column_mask = place.column < place.columns if MASKED else None
+        grad += load_tile(incoming.over_rows + place.sample * place.columns + place.column, column_mask, COMPUTE)
+    if incoming.over_columns is not None:
+        row_mask = place.row < place.rows if MASKED else None
+        grad += load_tile(incoming.over_columns + place.sample * place.rows + place.row, row_mask, COMPUTE)
+    if incoming.elementwise is not None:
+        grad += load_tile(incoming.elementwise + (place.latent_row + place.column), mask, COMPUTE)
     return grad

@@ -17,7 +17,7 @@ SHARED_TILE = 256
 # A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
 # its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU.
 FULL_GRID = 512
-MAX_STEPS_FORWARD, MAX_STEPS_BACKWARD = 32, 8
+MAX_TILES_FORWARD, MAX_TILES_BACKWARD = 32, 8
 
 
 class Tiles(NamedTuple):
@@ -25,7 +25,7 @@ class Tiles(NamedTuple):
 
     block_rows: int
     block_columns: int
-    steps: int
+    tiles: int
     row_blocks: int
     column_blocks: int
     masked: bool
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     """What the kernels need to know of the shapes and strides. Strides are of (batch, channel, *collapsed space)."""
 
     sizes: tuple[int, int, int]  # batch, rows, columns
-    columns_are_channels: bool
+    channels_inner: bool
     space: tuple[int, ...]  # sizes of all but the first collapsed spatial dim
     q_strides: Strides
     p_strides: Strides | None
@@ -69,8 +69,8 @@ def make_plan(
     positions = 1
     for size in space:
         positions *= size
-    columns_are_channels = channels_last or positions == 1
-    rows, columns = (positions, channels) if columns_are_channels else (channels, positions)
+    channels_inner = channels_last or positions == 1
+    rows, columns = (positions, channels) if channels_inner else (channels, positions)
     given = [strides for strides in (q_strides, p_strides, source_strides) if strides is not None]
     collapsed, merged = _collapse(space, given)
     strides = iter(merged)
@@ -81,7 +81,7 @@ def make_plan(
     )
     return Plan(
         sizes=(batch, rows, columns),
-        columns_are_channels=columns_are_channels,
+        channels_inner=channels_inner,
         space=tuple(collapsed[1:]),
         q_strides=next(strides),
         p_strides=next(strides) if p_strides is not None else None,
@@ -90,19 +90,19 @@ def make_plan(
         wide=max(largest_offset, 2 * rows * columns) >= 2**31,
         latent_strides=_dense_strides(channels, space, channels_last),
         packed_strides=_dense_strides(2 * channels, space, channels_last),
-        forward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_FORWARD),
-        backward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_STEPS_BACKWARD),
+        forward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_TILES_FORWARD),
+        backward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_TILES_BACKWARD),
         backward_shared=_shared_tiles(batch, rows, columns, tile_columns),
     )
 
 
-def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: int, max_steps: int) -> Tiles:
+def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: int, max_tiles: int) -> Tiles:
     column_blocks = -(-columns // tile_columns)
     row_tiles = -(-rows // tile_rows)
-    steps = max(1, min(max_steps, row_tiles, batch * column_blocks * row_tiles // FULL_GRID))
-    row_blocks = -(-row_tiles // steps)
-    masked = columns % tile_columns != 0 or row_blocks * steps * tile_rows != rows
-    return Tiles(tile_rows, tile_columns, steps, row_blocks, column_blocks, masked)
+    tiles = max(1, min(max_tiles, row_tiles, batch * column_blocks * row_tiles // FULL_GRID))
+    row_blocks = -(-row_tiles // tiles)
+    masked = columns % tile_columns != 0 or row_blocks * tiles * tile_rows != rows
+    return Tiles(tile_rows, tile_columns, tiles, row_blocks, column_blocks, masked)
 
 
 def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:

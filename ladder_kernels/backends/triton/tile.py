@@ -1,24 +1,105 @@
-"""A tile: where its elements lie, and what is read there.
+"""A tile: where its elements lie, and what is read and written there.
 
-Rows are the slow and columns the fast of channels and space, whichever is contiguous in q. NCHW: rows are channels,
-columns are space. channels_last: the other way round. Space is collapsed to as few dims as the strides allow.
+Rows are the slow and columns the fast of channels and space, whichever is contiguous in q. Channels are inner, as in
+channels_last, if columns are channels and rows are positions of space; else the other way round. Space is collapsed to
+as few dims as the strides allow.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.noise import normal_tile
+from ladder_kernels.backends.triton.formulas import gaussian
+from ladder_kernels.backends.triton.philox import normal_tile
+
+
+class Strided(NamedTuple):
+    """A tensor (batch, channel, *collapsed space) as a kernel's argument. A seed has no strides."""
+
+    data: Any
+    strides: Any
+
+
+class Layout(NamedTuple):
+    """How a kernel's work is laid out: one for all its programs."""
+
+    sizes: Any  # batch, rows, columns
+    space: Any  # sizes of all but the first collapsed spatial dim
+    tiles: Any  # of a program
+    row_blocks: Any
+    column_blocks: Any
+
+
+class Program(NamedTuple):
+    """Which part is this program's."""
+
+    sample: Any  # int64
+    row_block: Any
+    column_block: Any
+
+
+class Place(NamedTuple):
+    """Where a tile lies. Numbers that offsets are computed from have 64 bits where those need it (WIDE)."""
+
+    sample: Any  # int64
+    row: Any  # (ROWS, 1)
+    column: Any  # (1, COLUMNS)
+    first_column: Any
+    rows: Any  # of the whole latent
+    columns: Any
+    latent_row: Any  # (ROWS, 1), int64: where the rows begin in a dense latent
 
 
 @triton.jit
-def pointers(base, sample, row, column, strides, space, CHANNELS_LAST: tl.constexpr):
-    """Pointers to a strided tensor: sample (int64), row (ROWS, 1), column (1, COLUMNS), both `widened`.
+def this_program(layout):
+    """Grid: column blocks x row blocks x batch."""
+    program = tl.program_id(0)
+    column_block = program % layout.column_blocks
+    row_block = (program // layout.column_blocks) % layout.row_blocks
+    return Program((program // (layout.column_blocks * layout.row_blocks)).to(tl.int64), row_block, column_block)
 
-    `strides` are those of (batch, channel, *space); `space` the sizes of all but the first collapsed spatial dim.
-    """
-    channel = column if CHANNELS_LAST else row
-    position = row if CHANNELS_LAST else column
-    base += sample * strides[0]
+
+@triton.jit
+def place_tile(
+    layout,
+    sample,
+    row_tile,
+    column_block,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """`row_tile` counts tiles down the rows."""
+    rows, columns = widened(layout.sizes[1], WIDE), widened(layout.sizes[2], WIDE)
+    row = (widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
+    first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
+    column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    return Place(sample, row, column, first_column, rows, columns, (sample * rows + row) * columns)
+
+
+@triton.jit
+def in_latent(place):
+    """Which elements of a tile lie in the latent (ROWS, COLUMNS)."""
+    return (place.row < place.rows) & (place.column < place.columns)
+
+
+@triton.jit
+def widened(index, WIDE: tl.constexpr):
+    """An index that offsets are computed from: where they need 64 bits, it has them before any product."""
+    if WIDE:
+        return index + tl.zeros([], tl.int64)
+    else:
+        return index
+
+
+@triton.jit
+def _pointers(tensor, place, space, CHANNELS_INNER: tl.constexpr):
+    """Pointers (ROWS, COLUMNS) into a `Strided`."""
+    strides = tensor.strides
+    channel = place.column if CHANNELS_INNER else place.row
+    position = place.row if CHANNELS_INNER else place.column
+    base = tensor.data + place.sample * strides[0]
     if len(strides) == 3:
         return base + (channel * strides[1] + position * strides[2])
     elif len(strides) == 4:
@@ -31,47 +112,41 @@ def pointers(base, sample, row, column, strides, space, CHANNELS_LAST: tl.conste
 
 
 @triton.jit
-def load_tile(tile, mask, COMPUTE: tl.constexpr):
+def load_tile(pointers, mask, COMPUTE: tl.constexpr):
     """In the compute dtype right after the load: arithmetic on bfloat16 is garbage in the interpreter."""
     if mask is None:
-        return tl.load(tile).to(COMPUTE)
+        return tl.load(pointers).to(COMPUTE)
     else:
-        return tl.load(tile, mask=mask, other=0.0).to(COMPUTE)
+        return tl.load(pointers, mask=mask, other=0.0).to(COMPUTE)
 
 
 @triton.jit
-def load_halves(tile, half, mask, COMPUTE: tl.constexpr):
-    """Mean and raw log-variance, `half` elements apart."""
-    return load_tile(tile, mask, COMPUTE), load_tile(tile + half, mask, COMPUTE)
-
-
-@triton.jit
-def store_halves(base, row, column, rows, columns, mean, logvar, mask, CHANNELS_LAST: tl.constexpr):
-    """Stores both halves of one sample's packed parameters, dense in q's layout."""
-    if CHANNELS_LAST:
-        tile = base + (row * (2 * columns) + column)
-        half = columns
-    else:
-        tile = base + (row * columns + column)
-        half = rows * columns
-    tl.store(tile, mean.to(base.dtype.element_ty), mask=mask)
-    tl.store(tile + half, logvar.to(base.dtype.element_ty), mask=mask)
+def load_gaussian(
+    packed,
+    place,
+    space,
+    mask,
+    variance,
+    CHANNELS_INNER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The Gaussian of packed parameters, a `Strided` of twice the channels: means, then raw parameters."""
+    pointers = _pointers(packed, place, space, CHANNELS_INNER)
+    half = (place.columns if CHANNELS_INNER else place.rows) * packed.strides[1]
+    mean = load_tile(pointers, mask, COMPUTE)
+    return gaussian(mean, load_tile(pointers + half, mask, COMPUTE), variance, FAST)
 
 
 @triton.jit
 def load_source(
     source,
     seed,
-    strides,
-    sample,
-    row,
-    first_column,
-    latent_row,
+    place,
     space,
     mask,
-    COLUMNS: tl.constexpr,
     DRAW: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
     FAST: tl.constexpr,
@@ -80,19 +155,30 @@ def load_source(
     if DRAW == "mode":
         return tl.zeros([1, 1], COMPUTE)
     elif DRAW == "seed":
-        return normal_tile(seed, latent_row, first_column, COLUMNS, ALIGNED, COMPUTE, FAST)
+        return normal_tile(seed, place.latent_row, place.first_column, place.column.shape[1], ALIGNED, COMPUTE, FAST)
     else:
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
-        return load_tile(pointers(source, sample, row, column, strides, space, CHANNELS_LAST), mask, COMPUTE)
+        return load_tile(_pointers(source, place, space, CHANNELS_INNER), mask, COMPUTE)
 
 
 @triton.jit
-def widened(index, WIDE: tl.constexpr):
-    """An index that offsets are computed from: where they need 64 bits, it has them before any product."""
-    if WIDE:
-        return index + tl.zeros([], tl.int64)
+def store_latent(base, value, place, mask):
+    """Into a dense latent in q's layout."""
+    tl.store(base + (place.latent_row + place.column), value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_packed(base, mean, raw, place, mask, CHANNELS_INNER: tl.constexpr):
+    """Both halves of packed parameters, dense in q's layout."""
+    rows, columns = place.rows, place.columns
+    base += place.sample * 2 * rows * columns
+    if CHANNELS_INNER:
+        pointers = base + (place.row * (2 * columns) + place.column)
+        half = columns
     else:
-        return index
+        pointers = base + (place.row * columns + place.column)
+        half = rows * columns
+    tl.store(pointers, mean.to(base.dtype.element_ty), mask=mask)
+    tl.store(pointers + half, raw.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
