@@ -56,9 +56,15 @@ class StepGradients(NamedTuple):
 
 
 @triton.jit
+def _nowhere():
+    """False (1, 1), by comparison: the interpreter of Triton 3.3 has no such constant. Compiled it is one."""
+    return tl.zeros([1, 1], tl.int32) > 0
+
+
+@triton.jit
 def gaussian(mean, raw, variance, FAST: tl.constexpr):
     """The Gaussian of raw parameters."""
-    clamped = tl.full([1, 1], False, tl.int1)
+    clamped = _nowhere()
     # The bounds in the compute dtype: as plain constants they would be float32.
     if variance.raw_min is not None:
         raw_min = tl.full([], variance.raw_min, mean.dtype)
@@ -87,7 +93,7 @@ def standard_normal(COMPUTE: tl.constexpr):
     """N(0, I)."""
     zero = tl.zeros([1, 1], COMPUTE)
     one = tl.full([1, 1], 1.0, COMPUTE)
-    return Gaussian(zero, one, one, one, zero, zero, one, tl.full([1, 1], False, tl.int1))
+    return Gaussian(zero, one, one, one, zero, zero, one, _nowhere())
 
 
 @triton.jit
@@ -231,6 +237,7 @@ def step_gradients(
         if DRAW != "mode":
             to_log_var += 0.5 * to_z * (latent.eps * q.std)
     q_raw = zero
-    if KL != "none" or HAS_LOG_Q or DRAW != "mode":
+    # Triton 3.3 has no `a or b or c`.
+    if (KL != "none" or HAS_LOG_Q) or DRAW != "mode":
         q_raw = _to_raw(to_log_var, q)
     return StepGradients(to_mean, q_raw, p_mean, p_raw, to_z)
