@@ -32,8 +32,9 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 demo: $(INSTALLED)  ## train the real CAREamics model with both blocks, show the difference; ARGS="--steps 50"
 	$(BIN)/python -m bench.demo $(ARGS)
 
+# Every test has one thread, so the cores share the tests.
 test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS=--quick
 	$(BIN)/python -m pytest bench -r fE --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)

@@ -57,12 +57,12 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
     if found is None or dtype is None:
         raise ValueError(f"unknown kernel {symbol}")
     direction = found.group(1)
-    path = re.search(r"HotPathILNS_2KLE(\d)ELb(\d)ELb(\d)ELb(\d)E", symbol)
+    path = re.search(r"HotPathILNS_2KLE(\d)ELNS_8VarianceE(\d)ELb(\d)ELb(\d)E", symbol)
     if path is None:
         kernel = direction.replace("backward_shared", "backward, one p")
         return row(Variant("cuda", target, kernel, DTYPES[dtype.group()], ""), cost, None, 0, compiler)
-    kl, stable, philox, p = map(int, path.groups())
-    options = ["stable" if stable else "naive", "philox" if philox else "given noise"]
+    kl, variance, philox, p = map(int, path.groups())
+    options = [("stable", "naive")[variance], "philox" if philox else "given noise"]
     if direction != "sample":
         options.append("p" if p else "no p")
     # A sample never has a KL; a forward pass without one is a block's prediction.

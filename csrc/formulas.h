@@ -5,6 +5,9 @@
 // not, and with comparisons that a NaN fails, so that it stays one.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "math.h"
 
 namespace ladder_kernels {
@@ -15,62 +18,89 @@ enum class Draw { noise, latent, mode };
 // Which divergence is computed or differentiated.
 enum class KL { none, monte_carlo, analytic };
 
-// Added to the stable variance.
-constexpr double variance_floor = 1e-6;
+// How a raw value becomes a variance: exp(r) up to 0 and 1 + r above, plus the floor; or exp(r).
+enum class Variance { stable, exp };
 
-// Upper clamp and floor. Without floor and clamp, a raw log-variance of 0 is variance 1 exactly: that is N(0, I).
+// f(the kind, as a constant): for code that learns it at run time.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+template <class F>
+LADDER_FN auto with_variance(Variance kind, F f) {
+  return kind == Variance::stable ? f(std::integral_constant<Variance, Variance::stable>{})
+                                  : f(std::integral_constant<Variance, Variance::exp>{});
+}
+
+// What the raw value is clamped to, infinite where it is not, and what is added to the variance.
 template <class T>
 struct VarianceMap {
-  T logvar_max, floor;
+  T raw_min, raw_max, floor;
 };
 
-template <class T>
+template <class To, class From>
+LADDER_FN VarianceMap<To> cast(VarianceMap<From> map) {
+  return {static_cast<To>(map.raw_min), static_cast<To>(map.raw_max), static_cast<To>(map.floor)};
+}
+
+// The map of N(0, I): both kinds take a raw value of 0 to variance 1 exactly.
+constexpr VarianceMap<double> unit_map{-std::numeric_limits<double>::infinity(),
+                                       std::numeric_limits<double>::infinity(), 0};
+
+template <Variance kind, class T>
 struct Gaussian {
   T mean;
-  T logvar;  // raw, after the clamp
   T std;
   T inverse, rest;  // factors of 1 / std, which in the exp map leaves the range where a quotient does not
   T log_var;        // log of the variance
-  T slope;          // d log_var / d logvar
+  T slope;          // d log_var / d raw
   bool clamped;
 };
 
+// NaN stays NaN.
 template <class T>
-LADDER_FN T clamp(T raw_logvar, VarianceMap<T> map) {
-  return math::minimum(raw_logvar, map.logvar_max);
+LADDER_FN T clamp(T raw, VarianceMap<T> map) {
+  return math::maximum(math::minimum(raw, map.raw_max), map.raw_min);
 }
 
-// The exponential in the variance; not stable: that in the std, or a part of it. Apart from `gaussian`, so that a
+// The exponential in the variance; of the exp map, that in the std, or a part of it. Apart from `gaussian`, so that a
 // kernel may compute many before it goes on.
-template <bool stable, class T>
-LADDER_FN T exponential(T raw_logvar, VarianceMap<T> map) {
-  const T logvar = clamp(raw_logvar, map);
-  if constexpr (stable) {
-    return math::exp(math::minimum(logvar, T(0)));
+template <Variance kind, class T>
+LADDER_FN T exponential(T raw, VarianceMap<T> map) {
+  const T inside = clamp(raw, map);
+  if constexpr (kind == Variance::stable) {
+    return math::exp(math::minimum(inside, T(0)));
   } else {
-    return math::exp_beforehand(T(0.5) * logvar);
+    return math::exp_beforehand(T(0.5) * inside);
   }
 }
 
-// The Gaussian of raw parameters: variance exp(l) for l <= 0, 1 + l above, plus the floor; not stable: exp(l).
-template <bool stable, class T>
-LADDER_FN Gaussian<T> gaussian(T mean, T raw_logvar, T exponential, VarianceMap<T> map) {
-  const T logvar = clamp(raw_logvar, map);
-  const bool clamped = raw_logvar > map.logvar_max;
-  if constexpr (stable) {
-    const T variance = exponential + math::maximum(logvar, T(0)) + map.floor;
+// The variance map: the Gaussian of raw parameters.
+template <Variance kind, class T>
+LADDER_FN Gaussian<kind, T> gaussian(T mean, T raw, T exponential, VarianceMap<T> map) {
+  const T inside = clamp(raw, map);
+  const bool clamped = inside < raw || inside > raw;
+  if constexpr (kind == Variance::stable) {
+    const T variance = exponential + math::maximum(inside, T(0)) + map.floor;
     const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
-    return {mean, logvar, math::sqrt(variance), inverse_std, T(1), math::positive_log(variance), slope, clamped};
+    return {mean, math::sqrt(variance), inverse_std, T(1), math::positive_log(variance), slope, clamped};
   } else {
-    const auto [std, inverse, rest] = math::exp_and_inverse(T(0.5) * logvar, exponential);
-    return {mean, logvar, std, inverse, rest, logvar, T(1), clamped};
+    const auto [std, inverse, rest] = math::exp_and_inverse(T(0.5) * inside, exponential);
+    return {mean, std, inverse, rest, inside, T(1), clamped};
   }
 }
 
-template <bool stable, class T>
-LADDER_FN T over_std(T x, const Gaussian<T>& gaussian) {
-  const T once = x * gaussian.inverse;
-  return stable ? once : once * gaussian.rest;
+// log of the variance alone. Maps are monotone, so that of the largest raw value is the largest.
+template <class T>
+LADDER_FN T log_variance(Variance kind, T raw, VarianceMap<T> map) {
+  return with_variance(kind, [=](auto known) {
+    constexpr Variance kind = decltype(known)::value;
+    return gaussian<kind>(T(0), raw, exponential<kind>(raw, map), map).log_var;
+  });
+}
+
+template <Variance kind, class T>
+LADDER_FN T over_std(T x, const Gaussian<kind, T>& gaussian) {
+  return x * gaussian.inverse * gaussian.rest;
 }
 
 // z, and its standardised residual eps = (z - mean) / std with the temperature included.
@@ -79,10 +109,10 @@ struct Latent {
   T eps, z;
 };
 
-template <Draw draw, bool stable, class T>
-LADDER_FN Latent<T> draw_latent(const Gaussian<T>& q, T source, T temperature) {
+template <Draw draw, Variance kind, class T>
+LADDER_FN Latent<T> draw_latent(const Gaussian<kind, T>& q, T source, T temperature) {
   if constexpr (draw == Draw::latent) {
-    return {over_std<stable>(source - q.mean, q), source};
+    return {over_std(source - q.mean, q), source};
   } else if constexpr (draw == Draw::noise) {
     const T eps = source * temperature;
     return {eps, q.mean + q.std * eps};
@@ -92,8 +122,8 @@ LADDER_FN Latent<T> draw_latent(const Gaussian<T>& q, T source, T temperature) {
 }
 
 // log N(z) without its -1/2 log 2 pi, from the standardised residual of z.
-template <class T>
-LADDER_FN T log_density(T eps, const Gaussian<T>& gaussian) {
+template <Variance kind, class T>
+LADDER_FN T log_density(T eps, const Gaussian<kind, T>& gaussian) {
   return T(-0.5) * (eps * eps + gaussian.log_var);
 }
 
@@ -103,24 +133,26 @@ struct VarianceRatio {
   T minus_one, excess;
 };
 
-template <bool stable, class T>
-LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<T>& q, const Gaussian<T>& p) {
-  if constexpr (stable) {
-    const T std_ratio = over_std<stable>(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
+// Asks for the kind: with a floor the logs are rounded and their difference cancels, without one the stds may leave the
+// range where their ratio does not.
+template <Variance kind, class T>
+LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<kind, T>& q, const Gaussian<kind, T>& p) {
+  if constexpr (kind == Variance::stable) {
+    const T std_ratio = over_std(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
     return {minus_one, math::excess_over_log(minus_one, std_ratio)};
   } else {
     // Near one expm1 keeps what the exponential loses.
-    const T log = q.logvar - p.logvar;
+    const T log = q.log_var - p.log_var;
     const T minus_one = log * log < T(0.25) ? math::expm1_near_zero(log) : math::exp(log) - T(1);
     return {minus_one, minus_one - log};
   }
 }
 
-template <KL kl, bool stable, class T>
-LADDER_FN T divergence(const Gaussian<T>& q, const Gaussian<T>& p, Latent<T> latent) {
-  const T residual = over_std<stable>((kl == KL::analytic ? q.mean : latent.z) - p.mean, p);
+template <KL kl, Variance kind, class T>
+LADDER_FN T divergence(const Gaussian<kind, T>& q, const Gaussian<kind, T>& p, Latent<T> latent) {
+  const T residual = over_std((kl == KL::analytic ? q.mean : latent.z) - p.mean, p);
   if constexpr (kl == KL::analytic) {
-    return T(0.5) * (variance_ratio<stable>(q, p).excess + residual * residual);
+    return T(0.5) * (variance_ratio(q, p).excess + residual * residual);
   } else {
     return log_density(latent.eps, q) - log_density(residual, p);
   }
@@ -136,43 +168,43 @@ struct IncomingGradients {
 // With respect to the raw parameters and to a given latent.
 template <class T>
 struct StepGradients {
-  T q_mean, q_logvar, p_mean, p_logvar, latent;
+  T q_mean, q_raw, p_mean, p_raw, latent;
 };
 
-// From the gradient of the log of the variance on to that of the raw log-variance; 0 beyond the clamp.
-template <class T>
-LADDER_FN T to_raw_logvar(T grad_log_var, const Gaussian<T>& gaussian) {
+// From the gradient of the log of the variance on to that of the raw value; 0 where it was clamped.
+template <Variance kind, class T>
+LADDER_FN T to_raw(T grad_log_var, const Gaussian<kind, T>& gaussian) {
   return gaussian.clamped ? T(0) : grad_log_var * gaussian.slope;
 }
 
 // Where neither z nor, for a given latent, log q(z) has an incoming gradient, `draw` is to be the mode: nothing flows
 // through eps then, and an infinite eps or std must not make NaN of a gradient of 0.
-template <Draw draw, KL kl, bool stable, class T>
-LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T>& p, T source, T temperature,
+template <Draw draw, KL kl, Variance kind, class T>
+LADDER_FN StepGradients<T> step_gradients(const Gaussian<kind, T>& q, const Gaussian<kind, T>& p, T source, T temperature,
                                           IncomingGradients<T> incoming) {
-  const Latent<T> latent = draw_latent<draw, stable>(q, source, temperature);
+  const Latent<T> latent = draw_latent<draw>(q, source, temperature);
   // -0: a compiler drops an addition to it, but not one to 0.
   StepGradients<T> grads{T(-0.0)};
   T to_z = incoming.z, half_to_log_q = incoming.half_log_q, to_q_log_var = T(-0.0);
 
   if constexpr (kl != KL::none) {
-    const T residual = over_std<stable>(p.mean - (kl == KL::analytic ? q.mean : latent.z), p);
+    const T residual = over_std(p.mean - (kl == KL::analytic ? q.mean : latent.z), p);
     const T half_to_residual = incoming.half_kl * residual;
-    grads.p_mean = over_std<stable>(half_to_residual + half_to_residual, p);
+    grads.p_mean = over_std(half_to_residual + half_to_residual, p);
     if constexpr (kl == KL::analytic) {
       grads.q_mean -= grads.p_mean;
-      to_q_log_var = incoming.half_kl * variance_ratio<stable>(q, p).minus_one;
-      grads.p_logvar = to_raw_logvar(-to_q_log_var - half_to_residual * residual, p);
+      to_q_log_var = incoming.half_kl * variance_ratio(q, p).minus_one;
+      grads.p_raw = to_raw(-to_q_log_var - half_to_residual * residual, p);
     } else {
       to_z -= grads.p_mean;
       half_to_log_q += incoming.half_kl;
-      grads.p_logvar = to_raw_logvar(incoming.half_kl - half_to_residual * residual, p);
+      grads.p_raw = to_raw(incoming.half_kl - half_to_residual * residual, p);
     }
   }
 
   if constexpr (draw == Draw::latent) {
     // z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
-    const T half_to_eps = half_to_log_q * latent.eps, score = over_std<stable>(half_to_eps + half_to_eps, q);
+    const T half_to_eps = half_to_log_q * latent.eps, score = over_std(half_to_eps + half_to_eps, q);
     grads.q_mean += score;
     to_z -= score;
     to_q_log_var += half_to_eps * latent.eps - half_to_log_q;
@@ -183,7 +215,7 @@ LADDER_FN StepGradients<T> step_gradients(const Gaussian<T>& q, const Gaussian<T
     if constexpr (draw == Draw::noise) to_q_log_var += to_z * (T(0.5) * latent.eps * q.std);
     to_q_log_var -= half_to_log_q;
   }
-  grads.q_logvar = to_raw_logvar(to_q_log_var, q);
+  grads.q_raw = to_raw(to_q_log_var, q);
   return grads;
 }
 

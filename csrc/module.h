@@ -8,14 +8,14 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "step.h"
+#include "op.h"
 
 namespace ladder_kernels {
 
 // In the order of ladder_kernels/backends/step.py, so that its tuples are passed as they are.
-#define LADDER_STEP_SCHEMA                                                                            \
-  "str draw, str kl, bool stable, float? logvar_max, float temperature, int[]? window, bool elementwise, " \
-  "bool channels_last"
+#define LADDER_STEP_SCHEMA                                                                                \
+  "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, float temperature, int[]? window, " \
+  "bool elementwise, bool channels_last"
 
 constexpr const char* forward_schema =
     "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
@@ -52,26 +52,73 @@ inline bool check_torch_version() {
   return same;
 }
 
+inline Options options_of(std::string_view draw, std::string_view kl, std::string_view variance,
+                          std::optional<double> raw_min, std::optional<double> raw_max, double floor,
+                          double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), floor};
+  return {draw_named(draw), draw == "seed", kl_named(kl), variance_named(variance), map, temperature, window,
+          elementwise, channels_last};
+}
+
+// The ops as the dispatcher calls them, argument by argument.
+template <ForwardOp* op>
+Outputs forward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
+                   std::string_view kl, std::string_view variance, std::optional<double> raw_min,
+                   std::optional<double> raw_max, double floor, double temperature, at::OptionalIntArrayRef window,
+                   bool elementwise, bool channels_last) {
+  return op(q, p, source,
+            options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last));
+}
+
+template <SampleOp* op>
+at::Tensor sample_op(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, std::string_view kl,
+                     std::string_view variance, std::optional<double> raw_min, std::optional<double> raw_max,
+                     double floor, double temperature, at::OptionalIntArrayRef window, bool elementwise,
+                     bool channels_last) {
+  Options options =
+      options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last);
+  options.kl = KL::none;
+  return op(q, source, options);
+}
+
+template <BackwardOp* op>
+Gradients backward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
+                      std::string_view draw, std::string_view kl, std::string_view variance,
+                      std::optional<double> raw_min, std::optional<double> raw_max, double floor, double temperature,
+                      at::OptionalIntArrayRef window, bool elementwise, bool channels_last,
+                      const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
+                      const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
+                      const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
+                      const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
+                      bool needs_p, bool needs_latent) {
+  return op(q, p, source,
+            options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last),
+            {grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
+             grad_elementwise},
+            {needs_q, needs_p, needs_latent});
+}
+
 // Not TORCH_LIBRARY, which would call torch while the file is loaded, before its version is known.
-inline void register_ops(const char* name, std::initializer_list<c10::DispatchKey> keys, ForwardOp* forward,
-                         BackwardOp* backward, SampleOp* sample) {
+template <ForwardOp* forward, BackwardOp* backward, SampleOp* sample>
+void register_ops(const char* name, std::initializer_list<c10::DispatchKey> keys) {
   static torch::Library library(torch::Library::DEF, name, std::nullopt, __FILE__, __LINE__);
   library.def(forward_schema);
   library.def(backward_schema);
   library.def(sample_schema);
   for (const c10::DispatchKey key : keys) {
-    library.impl("forward", torch::dispatch(key, forward));
-    library.impl("backward", torch::dispatch(key, backward));
-    library.impl("sample", torch::dispatch(key, sample));
+    library.impl("forward", torch::dispatch(key, forward_op<forward>));
+    library.impl("backward", torch::dispatch(key, backward_op<backward>));
+    library.impl("sample", torch::dispatch(key, sample_op<sample>));
   }
 }
 
 // What PyInit_<name> returns; the ops are registered as `library`::*, for the devices of `keys`.
-inline PyObject* make_module(const char* name, const char* library, std::initializer_list<c10::DispatchKey> keys,
-                             ForwardOp* forward, BackwardOp* backward, SampleOp* sample) {
+template <ForwardOp* forward, BackwardOp* backward, SampleOp* sample>
+PyObject* make_module(const char* name, const char* library, std::initializer_list<c10::DispatchKey> keys) {
   if (!check_torch_version()) return nullptr;
   try {
-    register_ops(library, keys, forward, backward, sample);
+    register_ops<forward, backward, sample>(library, keys);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_ImportError, error.what());
     return nullptr;

@@ -11,15 +11,14 @@ from ladder_kernels.autograd import default_is_philox, run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
-from ladder_kernels.variance import VarianceMap
+from ladder_kernels.variance import NUMBERS, VarianceMap
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Python's and a compiler's symbolic ones.
 _INTEGERS = (int, torch.SymInt)
-_NUMBERS = (float, torch.SymFloat, *_INTEGERS)
 
 
-_CAREAMICS = VarianceMap()
+_DEFAULT = VarianceMap()
 
 
 class SampleKL(NamedTuple):
@@ -47,7 +46,7 @@ def normal_sample_kl(
     q_params: Tensor,
     p_params: Tensor | None,
     *,
-    variance: VarianceMap = _CAREAMICS,
+    variance: VarianceMap = _DEFAULT,
     analytical_kl: bool = False,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
@@ -125,7 +124,7 @@ def normal_sample_kl(
 def normal_sample(
     params: Tensor,
     *,
-    variance: VarianceMap = _CAREAMICS,
+    variance: VarianceMap = _DEFAULT,
     noise: Tensor | None = None,
     seed: Tensor | int | None = None,
     mode: bool = False,
@@ -149,7 +148,7 @@ class Sample(NamedTuple):
 def sample_with_log_density(
     params: Tensor,
     *,
-    variance: VarianceMap = _CAREAMICS,
+    variance: VarianceMap = _DEFAULT,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     seed: Tensor | int | None = None,
@@ -212,13 +211,13 @@ def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}, the parameters are on {packed.device}")
 
 
-def _as_number(value: Any, name: str, expected: str = "a number") -> float:
+def _as_number(value: Any, name: str) -> float:
     """Not a tensor: its gradient would be lost, and its value is needed on the host."""
-    if isinstance(value, _NUMBERS):
+    if isinstance(value, NUMBERS):
         return value  # type: ignore[return-value]  # a symbolic number acts as one
     if isinstance(value, numbers.Real):  # NumPy's
         return float(value)
-    raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}")
+    raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
 
 
 def _checked(variance: VarianceMap) -> VarianceMap:

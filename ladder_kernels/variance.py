@@ -5,10 +5,15 @@ The formulas themselves are `gaussian` in `backends/torch/formulas.py`, `backend
 """
 
 import dataclasses
+import numbers
+
+import torch
 
 FLOORS = {"stable": 1e-6, "exp": 0.0}
 """The kinds, and the floor that each has if none is given."""
 KINDS = tuple(FLOORS)
+# Python's and a compiler's symbolic ones.
+NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +24,7 @@ class VarianceMap:
     - "exp": `v = exp(r)`, so r is the log-variance. HDN, ladder-vae-pytorch, LDM and diffusers.
 
     Raises ValueError for another kind, for a floor that is negative or that the kind does not have, and for bounds in
-    the wrong order.
+    the wrong order; TypeError for a bound or floor that is no number.
     """
 
     kind: str = "stable"
@@ -35,6 +40,12 @@ class VarianceMap:
         own = FLOORS.get(self.kind)
         if own is None:
             raise ValueError(f"unknown kind of variance map {self.kind!r}; there are {', '.join(KINDS)}")
+        for name in ("raw_min", "raw_max", "floor"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, NUMBERS):
+                if not isinstance(value, numbers.Real):  # NumPy's are
+                    raise TypeError(f"{name} must be a number or None, got {type(value).__name__} {value!r}")
+                object.__setattr__(self, name, float(value))
         if self.floor is None:
             object.__setattr__(self, "floor", own)
         if own == 0.0 and self.floor != 0.0:

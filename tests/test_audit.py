@@ -107,11 +107,11 @@ def test_the_main_loop_of_amd_assembly_is_read():
 
 
 MANGLED = {
-    "16backward_kernelINS0_7VectorsI13__nv_bfloat16EENS0_7HotPathILNS_2KLE2ELb0ELb0ELb1EEEEEvNS0_8BackwardE": (
+    "16backward_kernelINS0_7VectorsI13__nv_bfloat16EENS0_7HotPathILNS_2KLE2ELNS_8VarianceE1ELb0ELb1EEEEEvNS0_8BackwardE": (
         ("backward analytic", "bfloat16", "naive, given noise, p"),
         "100.0",
     ),
-    "13sample_kernelINS0_7VectorsI6__halfEENS0_7HotPathILNS_2KLE0ELb1ELb1ELb0EEEEEvNS0_6SampleE": (
+    "13sample_kernelINS0_7VectorsI6__halfEENS0_7HotPathILNS_2KLE0ELNS_8VarianceE0ELb1ELb0EEEEEvNS0_6SampleE": (
         ("sample", "float16", "stable, philox"),
         "100.0",
     ),

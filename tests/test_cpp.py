@@ -39,7 +39,7 @@ def test_the_number_of_threads_does_not_change_a_bit(layout, p_batch):
         assert all(torch.equal(value, expected) for value, expected in zip(values, results[0], strict=True))
 
 
-Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", True, None, 1.0, None, "exp", False)
+Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", "stable", None, None, 1e-6, 1.0, None, False, False)
 WRONG = {
     "q": (torch.zeros(2, 3, 3), None, None, STEP, {}, r"q must be .*got \[2, 3, 3\]"),
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
@@ -47,7 +47,8 @@ WRONG = {
     "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
     "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
     "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
-    "window": (Q, None, None, (*STEP[:5], (0, 1, 0, 4), *STEP[6:]), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "window": (Q, None, None, (*STEP[:7], (0, 1, 0, 4), *STEP[8:]), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "variance": (Q, None, None, (*STEP[:2], "cubic", *STEP[3:]), {}, "variance must be stable or exp, got cubic"),
     "kl": (Q, None, None, ("mode", "exact", *STEP[2:]), {}, "kl must be monte_carlo, analytic or none, got exact"),
     "p without a KL": (Q, Q, None, ("mode", "none", *STEP[2:]), {}, r"'none' needs no p, got one of shape \[2, 4, 3\]"),
     "gradient": (Q, None, None, STEP, {"grad_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
@@ -59,7 +60,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("q", "p", "source", "step", "grads", "message"), WRONG.values(), ids=WRONG)
 def test_the_ops_refuse_what_does_not_fit(q, p, source, step, grads, message):
-    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[11:19]]
+    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[13:21]]
     incoming = [grads.get(name) for name in names]
     with pytest.raises(ValueError, match=message):
         torch.ops.ladder_kernels_cpu.backward(q, p, source, *step, *incoming, True, False, False)

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,3 +69,10 @@ def test_a_map_is_a_value():
 def test_what_is_no_map_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         VarianceMap(**arguments)
+
+
+@pytest.mark.parametrize("bound", ["20", torch.tensor(20.0), [20.0]], ids=str)
+def test_a_bound_is_a_number(bound):
+    with pytest.raises(TypeError, match=r"raw_max must be a number or None, got \w+"):
+        VarianceMap(raw_max=bound)
+    assert VarianceMap(raw_max=np.float32(20.0)) == VarianceMap(raw_max=20.0)

@@ -2,10 +2,7 @@
 
 #include <vector>
 
-#include "../gradients.h"
-#include "arguments.h"
-#include "geometry.h"
-#include "run.h"
+#include "host.h"
 
 namespace ladder_kernels::cpu {
 namespace {
@@ -49,33 +46,24 @@ SharedGradients shared_gradients(const Grid& grid, const std::optional<Window>& 
 }
 
 // An uninitialised packed gradient, for the kernels to write into its halves.
-at::Tensor empty_packed(const at::Tensor& packed, bool channels_last, const Grid& grid, View& mean, View& logvar) {
+at::Tensor empty_packed(const at::Tensor& packed, bool channels_last, const Grid& grid, View& mean, View& raw) {
   at::Tensor grad = empty_dense(packed, packed.size(0), packed.size(1), packed.scalar_type(), channels_last);
   mean = half_view(grad, 0, grid);
-  logvar = half_view(grad, 1, grid);
+  raw = half_view(grad, 1, grid);
   return grad;
 }
 
 }  // namespace
 
-Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                   std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
-                   at::OptionalIntArrayRef window, bool /*elementwise*/, bool channels_last,
-                   const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
-                   const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
-                   const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
-                   const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
-                   bool needs_p, bool needs_latent) {
-  Backward call{step_of(q, p, source, draw, kl, stable, logvar_max, temperature, channels_last)};
+Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options,
+                   const OutputGradients& given, Needs needs) {
+  Backward call{step_of(q, p, source, options)};
   Step& step = call.step;
   const Grid& grid = step.grid;
-  const OutputGradients grads =
-      check_gradients({grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
-                       grad_elementwise},
-                      q, step.draw, step.kl, window.has_value(), step.in_double ? at::kDouble : at::kFloat);
-  const auto restricted_to = window_of(window, grid);
-  const Used used = used_by(grads, step.draw, step.kl);
-  if (!used.log_variances) return {gradient_of_means(grads, q, needs_q, channels_last), {}, {}};
+  const OutputGradients grads = check_gradients(given, q, options, step.in_double ? at::kDouble : at::kFloat);
+  const auto restricted_to = window_of(options.window, grid);
+  const Used used = used_by(grads, options);
+  if (!used.variances) return {gradient_of_means(grads, q, needs.q, options.channels_last), {}, {}};
   step.draw = used.draw;
   step.kl = used.kl;
 
@@ -89,27 +77,27 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
   if (grads.elementwise) call.grad_kl = view_of(*grads.elementwise, grid);
 
   OptionalTensor grad_q, grad_p, grad_latent;
-  at::Tensor p_mean_total, p_logvar_total;
-  if (needs_q) grad_q = empty_packed(q, channels_last, grid, call.grads.q_mean, call.grads.q_logvar);
-  if (needs_p && p && step.kl != KL::none) {
-    grad_p = empty_packed(*p, channels_last, grid, call.grads.p_mean, call.grads.p_logvar);
+  at::Tensor p_mean_total, p_raw_total;
+  if (needs.q) grad_q = empty_packed(q, options.channels_last, grid, call.grads.q_mean, call.grads.q_raw);
+  if (needs.p && p && step.kl != KL::none) {
+    grad_p = empty_packed(*p, options.channels_last, grid, call.grads.p_mean, call.grads.p_raw);
     if (p->size(0) != grid.batch) {
-      p_mean_total = empty_dense(q, 1, grid.channels, at::kDouble, channels_last);
-      p_logvar_total = empty_dense(q, 1, grid.channels, at::kDouble, channels_last);
+      p_mean_total = empty_dense(q, 1, grid.channels, at::kDouble, options.channels_last);
+      p_raw_total = empty_dense(q, 1, grid.channels, at::kDouble, options.channels_last);
       call.p_mean_total = p_mean_total.data_ptr<double>();
-      call.p_logvar_total = p_logvar_total.data_ptr<double>();
-      call.grads.p_mean = call.grads.p_logvar = View{};
+      call.p_raw_total = p_raw_total.data_ptr<double>();
+      call.grads.p_mean = call.grads.p_raw = View{};
     }
   }
-  if (needs_latent && step.draw == Draw::latent) {
-    grad_latent = empty_dense(q, grid.batch, grid.channels, source->scalar_type(), channels_last);
+  if (needs.latent && step.draw == Draw::latent) {
+    grad_latent = empty_dense(q, grid.batch, grid.channels, source->scalar_type(), options.channels_last);
     call.grads.latent = view_of(*grad_latent, grid);
   }
 
   run(call, units_per_sample(grid) * (call.p_mean_total ? 1 : grid.batch));
   if (call.p_mean_total) {
     grad_p->narrow(1, 0, grid.channels).copy_(p_mean_total);
-    grad_p->narrow(1, grid.channels, grid.channels).copy_(p_logvar_total);
+    grad_p->narrow(1, grid.channels, grid.channels).copy_(p_raw_total);
   }
   return {grad_q, grad_p, grad_latent};
 }

@@ -3,5 +3,5 @@
 
 PyMODINIT_FUNC PyInit__C() {
   using namespace ladder_kernels;
-  return make_module("_C", "ladder_kernels_cpu", {c10::DispatchKey::CPU}, cpu::forward, cpu::backward, cpu::sample);
+  return make_module<cpu::forward, cpu::backward, cpu::sample>("_C", "ladder_kernels_cpu", {c10::DispatchKey::CPU});
 }

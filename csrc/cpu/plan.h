@@ -1,8 +1,10 @@
-// What a kernel is told: plain data, so that it is the same for every instruction set.
+// What a kernel is told: plain data, so that it is the same for every instruction set. And the kernels of each.
 #pragma once
 
-#include "../dtype.h"
+#include <cstddef>
+
 #include "../formulas.h"
+#include "../latent.h"
 
 namespace ladder_kernels::cpu {
 
@@ -15,14 +17,9 @@ struct View {
   std::int64_t run = 1, step = 0;
 };
 
-// The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
-//
 // A tile is worked on at a time: some whole rows, or a piece of one row, either way contiguous in z. A unit, some rows
 // of tiles, is what a thread takes and what partial sums belong to. Both depend on the shape alone, and so do the sums.
-struct Grid {
-  std::int64_t batch, channels, space[3], positions;
-  bool channels_inner;  // columns are channels
-  std::int64_t rows, columns;
+struct Grid : LatentShape {
   std::int64_t tile_rows, tile_columns, unit_rows;
   std::int64_t row_blocks, column_blocks;  // units of one sample
 };
@@ -33,11 +30,11 @@ constexpr std::int64_t tile_size = 4096;
 
 struct Step {
   Grid grid;
-  View q_mean, q_logvar, p_mean, p_logvar;
+  View q_mean, q_raw, p_mean, p_raw;
   View source;  // noise or latent
   Draw draw;
   KL kl;
-  bool stable;
+  Variance variance;
   bool in_double;
   bool philox;  // noise of `seed` instead of `source`
   std::uint64_t seed;
@@ -50,8 +47,8 @@ struct Forward {
   View z, kl;
   // Partial sums of the KL: of each row (batch, column_blocks, rows), of each column (batch, row_blocks, columns).
   double *row_sums, *column_sums;
-  // Of each unit: sum of log q without its -1/2 log 2 pi, and largest raw log-variance of q. Null: z alone is wanted.
-  double *log_q, *logvar_max;
+  // Of each unit: sum of log q without its -1/2 log 2 pi, and largest raw value of q. Null: z alone is wanted.
+  double *log_q, *largest_raw;
 };
 
 struct Backward {
@@ -62,7 +59,21 @@ struct Backward {
   const double *by_channel, *by_position, *log_q;
   StepGradients<View> grads;
   // Instead of p's views where p has batch 1: its gradients (1, C, *S) summed over the batch, in z's memory order.
-  double *p_mean_total, *p_logvar_total;
+  double *p_mean_total, *p_raw_total;
 };
+
+// Each works on units [begin, end) of the grid in the calling thread, and wants `scratch_size` bytes to do it.
+struct Kernels {
+  void (*forward)(const Forward&, std::int64_t begin, std::int64_t end, void* scratch);
+  void (*backward)(const Backward&, std::int64_t begin, std::int64_t end, void* scratch);
+  std::size_t scratch_size;
+};
+
+// GCC alone can compile a whole file for another instruction set from within it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LADDER_X86 1
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+extern const Kernels baseline_kernels;
 
 }  // namespace ladder_kernels::cpu

@@ -2,10 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../gradients.h"
-#include "arguments.h"
-#include "geometry.h"
-#include "kernels.h"
+#include "host.h"
 
 namespace ladder_kernels::cuda {
 namespace {
@@ -37,7 +34,7 @@ void set_incoming(Backward& call, const OutputGradients& grads, at::OptionalIntA
   }
 }
 
-void run(Backward& call, bool computes_in_double) {
+void run(Backward& call) {
   Step& step = call.step;
   Grid& grid = step.grid;
   collapse_space(grid, {&step.q, &step.p, &step.source, &call.grad_z, &call.grad_elementwise, &call.grad_spatial,
@@ -48,51 +45,41 @@ void run(Backward& call, bool computes_in_double) {
       take_vectors(grid, {&step.q, &step.p, &step.source, &call.grad_z, &call.grad_elementwise, &call.grad_q,
                           &call.grad_p});
   call.tiles = tiles_of(grid, vectors ? vector_width : 1, shared_p ? 1 : max_steps);
-  launch_backward(call, shared_p, computes_in_double, c10::cuda::getCurrentCUDAStream());
+  launch_backward(call, shared_p, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace
 
-Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                   std::string_view kl, bool stable, std::optional<double> logvar_max, double temperature,
-                   at::OptionalIntArrayRef window, bool /*elementwise*/, bool channels_last,
-                   const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
-                   const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
-                   const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
-                   const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
-                   bool needs_p, bool needs_latent) {
-  Backward call{step_of(q, p, source, draw, kl, stable, logvar_max, temperature, channels_last)};
+Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options,
+                   const OutputGradients& given, Needs needs) {
+  Backward call{step_of(q, p, source, options)};
   const Grid& grid = call.step.grid;
-  const bool computes_in_double = in_double(call.step);
   const std::int64_t channels = q.size(1) / 2;
   const c10::cuda::CUDAGuard guard(q.device());
 
   const OutputGradients grads =
-      check_gradients({grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
-                       grad_elementwise},
-                      q, call.step.draw, call.step.kl, window.has_value(),
-                      computes_in_double ? at::kDouble : at::kFloat);
-  set_incoming(call, grads, window);
-  const Used used = used_by(grads, call.step.draw, call.step.kl);
-  if (!used.log_variances) return {gradient_of_means(grads, q, needs_q, channels_last), {}, {}};
+      check_gradients(given, q, options, call.step.computed_in_double ? at::kDouble : at::kFloat);
+  set_incoming(call, grads, options.window);
+  const Used used = used_by(grads, options);
+  if (!used.variances) return {gradient_of_means(grads, q, needs.q, options.channels_last), {}, {}};
   drop_unused(call.step, used);
 
   OptionalTensor grad_q, grad_p, grad_latent;
-  if (needs_q) {
-    grad_q = empty_dense(q, grid.batch, 2 * channels, q.scalar_type(), channels_last);
+  if (needs.q) {
+    grad_q = empty_dense(q, grid.batch, 2 * channels, q.scalar_type(), options.channels_last);
     call.grad_q = packed_view(*grad_q, grid);
   }
-  if (needs_p && p && used.kl != KL::none) {
-    grad_p = empty_dense(q, p->size(0), 2 * channels, p->scalar_type(), channels_last);
+  if (needs.p && p && used.kl != KL::none) {
+    grad_p = empty_dense(q, p->size(0), 2 * channels, p->scalar_type(), options.channels_last);
     call.grad_p = packed_view(*grad_p, grid);
   }
-  if (needs_latent && used.draw == Draw::latent) {
-    grad_latent = empty_dense(q, grid.batch, channels, source->scalar_type(), channels_last);
+  if (needs.latent && used.draw == Draw::latent) {
+    grad_latent = empty_dense(q, grid.batch, channels, source->scalar_type(), options.channels_last);
     call.grad_latent = latent_view(*grad_latent, grid);
   }
   if (q.numel() > 0) {
-    run(call, computes_in_double);
+    run(call);
   } else if (grad_p) {
     grad_p->zero_();  // a p of batch 1 and no samples
   }

@@ -4,6 +4,6 @@
 PyMODINIT_FUNC PyInit__CUDA() {
   using namespace ladder_kernels;
   // On the CPU too: the ops themselves say best that they want a GPU.
-  return make_module("_CUDA", "ladder_kernels_cuda", {c10::DispatchKey::CUDA, c10::DispatchKey::CPU}, cuda::forward,
-                     cuda::backward, cuda::sample);
+  return make_module<cuda::forward, cuda::backward, cuda::sample>(
+      "_CUDA", "ladder_kernels_cuda", {c10::DispatchKey::CUDA, c10::DispatchKey::CPU});
 }

@@ -1,12 +1,14 @@
-// What a kernel is told: plain data.
+// What a kernel is told: plain data. And the kernels.
 #pragma once
 
-#include "../dtype.h"
+#include <cuda_runtime_api.h>
+
 #include "../formulas.h"
+#include "../latent.h"
 
 namespace ladder_kernels::cuda {
 
-// A tensor (B, C, *S), or packed parameters with `half` from means to log-variances. Strides count elements; those of
+// A tensor (B, C, *S), or packed parameters with `half` from means to raw values. Strides count elements; those of
 // space are the collapsed dims', aligned right. A sum over some dims is a view too, with stride 0 in them.
 struct View {
   void* data = nullptr;  // null: not there; reads as zeros, writes go nowhere
@@ -15,7 +17,7 @@ struct View {
   int row_bytes = 0;  // between rows; only where `tiles.width` is that of vectors
 };
 
-// The latent as rows of columns in the memory order of z: channels of positions, or positions of channels.
+// A `LatentShape` in the integers that a GPU is fast with.
 struct Grid {
   std::int64_t batch;
   int rows, columns;
@@ -50,7 +52,8 @@ struct Step {
   const std::int64_t* seed;  // or null
   Draw draw;
   KL kl;
-  bool stable;
+  Variance variance;
+  bool computed_in_double;
   Parameters<float> in_float;
   Parameters<double> in_double;
 };
@@ -92,7 +95,7 @@ struct Forward {
   Window window;
   View z, kl;
   // Column sums of the KL (row blocks, batch, columns), row sums (column blocks, batch, rows), and of every block its
-  // KL, restricted KL, log q without constants and largest raw log-variance (4, batch, row blocks x column blocks).
+  // KL, restricted KL, log q without constants and largest raw value (4, batch, row blocks x column blocks).
   // Without a KL, those of the KL are not written.
   void* partials;
 };
@@ -122,5 +125,16 @@ struct Sample {
   Tiles tiles;
   View z;
 };
+
+// The kernels, put on a stream. Which variant serves is decided by `tiles.width`: 1 is that of single elements.
+void launch_forward(const Forward& call, cudaStream_t stream);
+
+// Adds up what `launch_forward` left in `call.partials`.
+void launch_sums(const Forward& call, const Sums& out, cudaStream_t stream);
+
+// p's gradient is summed over the batch if `shared_p`.
+void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream);
+
+void launch_sample(const Sample& call, cudaStream_t stream);
 
 }  // namespace ladder_kernels::cuda

@@ -67,7 +67,6 @@ def _op(namespace: str, name: str) -> Callable[..., Any]:
 
 
 def _arguments(step: Step) -> tuple[Any, ...]:
-    """The step as the ops' schema has it."""
-    if step.variance.raw_min is not None:
-        raise NotImplementedError("raw_min")
-    return (step.draw, step.kl, step.variance.kind == "stable", step.variance.raw_max, *step[3:])
+    """The step as the ops' schema has it: with the map's fields in its place."""
+    draw, kl, variance, *rest = step
+    return (draw, kl, variance.kind, variance.raw_min, variance.raw_max, variance.floor, *rest)

@@ -1,5 +1,5 @@
 // The kernels for AVX2 with FMA, as x86-64-v3 CPUs have it.
-#include "../kernels.h"
+#include "../plan.h"
 
 #if defined(LADDER_X86)
 #pragma GCC target("avx2,fma")

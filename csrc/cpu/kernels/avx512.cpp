@@ -1,5 +1,5 @@
 // The kernels for AVX-512, as x86-64-v4 CPUs have it.
-#include "../kernels.h"
+#include "../plan.h"
 
 #if defined(LADDER_X86)
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,prefer-vector-width=512")

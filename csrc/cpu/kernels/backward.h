@@ -10,7 +10,7 @@ template <class T>
 struct alignas(64) BackwardBuffers {
   InputBuffers<T> inputs;
   T grad_z[tile_size], half_grad_kl[tile_size], grad_by_column[tile_size], grad_elementwise[tile_size];
-  T q_mean[tile_size], q_logvar[tile_size], p_mean[tile_size], p_logvar[tile_size], latent[tile_size];
+  T q_mean[tile_size], q_raw[tile_size], p_mean[tile_size], p_raw[tile_size], latent[tile_size];
 };
 
 // No other buffers are larger.
@@ -42,13 +42,13 @@ static Rows<const T> read_half_grad_kl(const Backward& call, const Tile& tile, B
 template <class Options, class T>
 LADDER_FN void backward_element(const InputLine<T>& in, std::int64_t i, IncomingGradients<T> incoming,
                                 const StepGradients<T*>& out) {
-  const StepGradients<T> grads = step_gradients<Options::draw, Options::kl, Options::stable>(
+  const StepGradients<T> grads = step_gradients<Options::draw, Options::kl>(
       q_at<Options>(in, i), p_at<Options>(in, i), source_at<Options>(in, i), in.temperature, incoming);
   out.q_mean[i] = grads.q_mean;
-  out.q_logvar[i] = grads.q_logvar;
+  out.q_raw[i] = grads.q_raw;
   if constexpr (Options::kl != KL::none) {
     out.p_mean[i] = grads.p_mean;
-    out.p_logvar[i] = grads.p_logvar;
+    out.p_raw[i] = grads.p_raw;
   }
   if constexpr (Options::draw == Draw::latent) out.latent[i] = grads.latent;
 }
@@ -64,14 +64,14 @@ static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffer
       has_kl ? read_half_grad_kl(call, tile, buffers) : Rows<const T>{nullptr, tile.columns};
   const T half_grad_log_q = static_cast<T>(0.5 * call.log_q[tile.batch]);
   const Rows<T> q_mean = target(views.q_mean, grid, tile, buffers.q_mean),
-                q_logvar = target(views.q_logvar, grid, tile, buffers.q_logvar),
+                q_raw = target(views.q_raw, grid, tile, buffers.q_raw),
                 p_mean = target(views.p_mean, grid, tile, buffers.p_mean),
-                p_logvar = target(views.p_logvar, grid, tile, buffers.p_logvar),
+                p_raw = target(views.p_raw, grid, tile, buffers.p_raw),
                 latent = target(views.latent, grid, tile, buffers.latent);
-  const Lines lines = lines_of(tile, in, grad_z, q_mean, q_logvar, p_mean, p_logvar, latent);
+  const Lines lines = lines_of(tile, in, grad_z, q_mean, q_raw, p_mean, p_raw, latent);
   for (std::int64_t line = 0; line < lines.count; ++line) {
     const InputLine<T> from = line_of(tile, in, line);
-    const StepGradients<T*> to{q_mean[line], q_logvar[line], p_mean[line], p_logvar[line], latent[line]};
+    const StepGradients<T*> to{q_mean[line], q_raw[line], p_mean[line], p_raw[line], latent[line]};
     const T *const of_z = grad_z[line], *const half_of_kl = half_grad_kl[line];
 #pragma omp simd
     for (std::int64_t i = 0; i < lines.length; ++i) {
@@ -79,9 +79,9 @@ static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffer
     }
   }
   write(views.q_mean, grid, tile, buffers.q_mean);
-  write(views.q_logvar, grid, tile, buffers.q_logvar);
+  write(views.q_raw, grid, tile, buffers.q_raw);
   write(views.p_mean, grid, tile, buffers.p_mean);
-  write(views.p_logvar, grid, tile, buffers.p_logvar);
+  write(views.p_raw, grid, tile, buffers.p_raw);
   write(views.latent, grid, tile, buffers.latent);
 }
 
@@ -90,12 +90,12 @@ template <class Options, class T = typename Options::T>
 static void backward_over_batch(const Backward& call, Tile tile, BackwardBuffers<T>& buffers) {
   tile.batch = 0;
   double* const mean = call.p_mean_total + first_element(call.step.grid, tile);
-  double* const logvar = call.p_logvar_total + first_element(call.step.grid, tile);
-  for (std::int64_t i = 0; i < size(tile); ++i) mean[i] = logvar[i] = 0;
+  double* const raw = call.p_raw_total + first_element(call.step.grid, tile);
+  for (std::int64_t i = 0; i < size(tile); ++i) mean[i] = raw[i] = 0;
   for (; tile.batch < call.step.grid.batch; ++tile.batch) {
     backward_tile<Options>(call, tile, buffers);
     add_to(mean, buffers.p_mean, size(tile));
-    add_to(logvar, buffers.p_logvar, size(tile));
+    add_to(raw, buffers.p_raw, size(tile));
   }
 }
 

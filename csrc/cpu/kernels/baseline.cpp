@@ -1,5 +1,5 @@
 // The kernels for any CPU of the architecture that the extension is compiled for.
-#include "../kernels.h"
+#include "../plan.h"
 
 #define LADDER_ISA baseline
 #include "backward.h"

@@ -14,22 +14,22 @@ struct alignas(64) ForwardBuffers {
 
 // The partial sums of a unit, on their way to `Forward`.
 struct UnitSums {
-  double log_q = 0, logvar_max = -std::numeric_limits<double>::infinity();
+  double log_q = 0, largest_raw = -std::numeric_limits<double>::infinity();
   alignas(64) double columns[tile_size];
 };
 
 // Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
 template <class Options, class T>
 LADDER_FN void sample_element(const InputLine<T>& in, std::int64_t i, T& z) {
-  z = draw_latent<Options::draw, Options::stable>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
+  z = draw_latent<Options::draw>(q_at<Options>(in, i), source_at<Options>(in, i), in.temperature).z;
 }
 
 template <class Options, class T>
 LADDER_FN void forward_element(const InputLine<T>& in, std::int64_t i, T& z, T& kl, T& log_q) {
-  const Gaussian<T> q = q_at<Options>(in, i), p = p_at<Options>(in, i);
-  const Latent<T> latent = draw_latent<Options::draw, Options::stable>(q, source_at<Options>(in, i), in.temperature);
+  const auto q = q_at<Options>(in, i), p = p_at<Options>(in, i);
+  const Latent<T> latent = draw_latent<Options::draw>(q, source_at<Options>(in, i), in.temperature);
   z = latent.z;
-  if constexpr (Options::kl != KL::none) kl = divergence<Options::kl, Options::stable>(q, p, latent);
+  if constexpr (Options::kl != KL::none) kl = divergence<Options::kl>(q, p, latent);
   log_q = log_density(latent.eps, q);
 }
 
@@ -60,8 +60,8 @@ static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T
     T *const to_z = z[line], *const to_kl = kl[line], *const to_log_q = log_q[line];
 #pragma omp simd
     for (std::int64_t i = 0; i < lines.length; ++i) forward_element<Options>(from, i, to_z[i], to_kl[i], to_log_q[i]);
-    const double largest = maximum(from.q_logvar, lines.length);
-    if (largest > sums.logvar_max || largest != largest) sums.logvar_max = largest;
+    const double largest = maximum(from.q_raw, lines.length);
+    if (largest > sums.largest_raw || largest != largest) sums.largest_raw = largest;
   }
   write(call.z, grid, tile, buffers.z);
   sums.log_q += sum(buffers.log_q, size(tile));
@@ -85,7 +85,7 @@ static void forward_unit(const Forward& call, std::int64_t index, ForwardBuffers
       has_kl ? call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows : nullptr;
   for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, row_sums, sums); });
   call.log_q[index] = sums.log_q;
-  call.logvar_max[index] = sums.logvar_max;
+  call.largest_raw[index] = sums.largest_raw;
   if constexpr (!has_kl) return;
 
   const std::int64_t column = unit.column_block * grid.tile_columns;

@@ -2,23 +2,64 @@
 #pragma once
 
 #include "../../philox.h"
-#include "unit.h"
+#include "tile.h"
 
 namespace ladder_kernels::cpu::LADDER_ISA {
+
+// ---- The compile-time options of the loops over tiles.
+
+template <class Type, Draw draw_, KL kl_, Variance variance_>
+struct Options {
+  using T = Type;
+  static constexpr Draw draw = draw_;
+  static constexpr KL kl = kl_;
+  static constexpr Variance variance = variance_;
+};
+
+template <class T, Draw draw, KL kl, class F>
+static void with_options(const Step& step, F f) {
+  with_variance(step.variance, [&](auto variance) { f(Options<T, draw, kl, decltype(variance)::value>{}); });
+}
+
+template <class T, Draw draw, class F>
+static void with_options(const Step& step, F f) {
+  switch (step.kl) {
+    case KL::none: return with_options<T, draw, KL::none>(step, f);
+    case KL::monte_carlo: return with_options<T, draw, KL::monte_carlo>(step, f);
+    case KL::analytic: return with_options<T, draw, KL::analytic>(step, f);
+  }
+}
+
+template <class T, class F>
+static void with_options(const Step& step, F f) {
+  switch (step.draw) {
+    case Draw::noise: return with_options<T, Draw::noise>(step, f);
+    case Draw::latent: return with_options<T, Draw::latent>(step, f);
+    case Draw::mode: return with_options<T, Draw::mode>(step, f);
+  }
+}
+
+// f(Options): the options that the step asks for.
+template <class F>
+static void with_options(const Step& step, F f) {
+  step.in_double ? with_options<double>(step, f) : with_options<float>(step, f);
+}
+
+// ---- The inputs of a tile.
 
 // A tile need not begin or end with a Philox block of four.
 constexpr std::int64_t noise_size = tile_size + 8;
 
 template <class T>
 struct alignas(64) InputBuffers {
-  T q_mean[tile_size], q_logvar[tile_size], q_exponential[tile_size];
-  T p_mean[tile_size], p_logvar[tile_size], p_exponential[tile_size];
+  T q_mean[tile_size], q_raw[tile_size], q_exponential[tile_size];
+  T p_mean[tile_size], p_raw[tile_size], p_exponential[tile_size];
   T source[noise_size];
 };
 
 template <class T>
 struct Inputs {
-  Rows<const T> q_mean, q_logvar, q_exponential, p_mean, p_logvar, p_exponential, source;
+  Rows<const T> q_mean, q_raw, q_exponential, p_mean, p_raw, p_exponential, source;
   VarianceMap<T> q_map, p_map;
   T temperature;
 };
@@ -26,7 +67,7 @@ struct Inputs {
 // A line of them. Plain pointers, which GCC vectorises loops over.
 template <class T>
 struct InputLine {
-  const T *q_mean, *q_logvar, *q_exponential, *p_mean, *p_logvar, *p_exponential, *source;
+  const T *q_mean, *q_raw, *q_exponential, *p_mean, *p_raw, *p_exponential, *source;
   VarianceMap<T> q_map, p_map;
   T temperature;
 };
@@ -36,14 +77,14 @@ LADDER_FN InputLine<T> line_of(const Tile& tile, const Inputs<T>& in, std::int64
   prefetch(in.q_mean, tile, row);
   prefetch(in.p_mean, tile, row);
   prefetch(in.source, tile, row);
-  return {in.q_mean[row],   in.q_logvar[row],      in.q_exponential[row], in.p_mean[row],
-          in.p_logvar[row], in.p_exponential[row], in.source[row],        in.q_map,
+  return {in.q_mean[row],   in.q_raw[row],      in.q_exponential[row], in.p_mean[row],
+          in.p_raw[row], in.p_exponential[row], in.source[row],        in.q_map,
           in.p_map,         in.temperature};
 }
 
 template <class T, class... Each>
 static Lines lines_of(const Tile& tile, const Inputs<T>& in, const Each&... rows) {
-  return lines_of(tile, in.q_mean, in.q_logvar, in.p_mean, in.p_logvar, in.source, rows...);
+  return lines_of(tile, in.q_mean, in.q_raw, in.p_mean, in.p_raw, in.source, rows...);
 }
 
 // The normals [first, first + count) of a seed; they begin somewhere in the first block of `buffer`.
@@ -70,15 +111,15 @@ static const T* philox_noise(std::uint64_t seed, std::int64_t first, std::int64_
 
 // Computed before anything that depends on them: the CPU would not find enough to do between an exponential and the
 // logarithm that waits for it.
-template <bool stable, class T>
-static Rows<const T> exponentials(Rows<const T> logvar, const Tile& tile, VarianceMap<T> map, T* buffer) {
-  const Lines lines = lines_of(tile, logvar);
+template <Variance kind, class T>
+static Rows<const T> exponentials(Rows<const T> raw, const Tile& tile, VarianceMap<T> map, T* buffer) {
+  const Lines lines = lines_of(tile, raw);
   for (std::int64_t line = 0; line < lines.count; ++line) {
-    const T* const from = logvar[line];
+    const T* const from = raw[line];
     T* const to = buffer + line * lines.length;
-    prefetch(logvar, tile, line);
+    prefetch(raw, tile, line);
 #pragma omp simd
-    for (std::int64_t i = 0; i < lines.length; ++i) to[i] = exponential<stable>(from[i], map);
+    for (std::int64_t i = 0; i < lines.length; ++i) to[i] = exponential<kind>(from[i], map);
   }
   return {buffer, tile.columns};
 }
@@ -89,15 +130,15 @@ static Inputs<T> read_inputs(const Step& step, const Tile& tile, InputBuffers<T>
   const Rows<const T> unused{nullptr, tile.columns};
   Inputs<T> in{unused, unused, unused, unused, unused, unused, unused};
   in.temperature = static_cast<T>(step.temperature);
-  in.q_map = {static_cast<T>(step.q_map.logvar_max), static_cast<T>(step.q_map.floor)};
+  in.q_map = cast<T>(step.q_map);
   in.q_mean = read(step.q_mean, step.grid, tile, buffers.q_mean);
-  in.q_logvar = read(step.q_logvar, step.grid, tile, buffers.q_logvar);
-  in.q_exponential = exponentials<Options::stable>(in.q_logvar, tile, in.q_map, buffers.q_exponential);
+  in.q_raw = read(step.q_raw, step.grid, tile, buffers.q_raw);
+  in.q_exponential = exponentials<Options::variance>(in.q_raw, tile, in.q_map, buffers.q_exponential);
   if constexpr (Options::kl != KL::none) {
-    in.p_map = {static_cast<T>(step.p_map.logvar_max), static_cast<T>(step.p_map.floor)};
+    in.p_map = cast<T>(step.p_map);
     in.p_mean = read(step.p_mean, step.grid, tile, buffers.p_mean);
-    in.p_logvar = read(step.p_logvar, step.grid, tile, buffers.p_logvar);
-    in.p_exponential = exponentials<Options::stable>(in.p_logvar, tile, in.p_map, buffers.p_exponential);
+    in.p_raw = read(step.p_raw, step.grid, tile, buffers.p_raw);
+    in.p_exponential = exponentials<Options::variance>(in.p_raw, tile, in.p_map, buffers.p_exponential);
   }
   if constexpr (Options::draw != Draw::mode) {
     in.source = step.philox ? in_buffer(philox_noise(step.seed, first_element(step.grid, tile), size(tile),
@@ -108,14 +149,14 @@ static Inputs<T> read_inputs(const Step& step, const Tile& tile, InputBuffers<T>
 }
 
 template <class Options, class T>
-LADDER_FN Gaussian<T> q_at(const InputLine<T>& in, std::int64_t i) {
-  return gaussian<Options::stable>(in.q_mean[i], in.q_logvar[i], in.q_exponential[i], in.q_map);
+LADDER_FN Gaussian<Options::variance, T> q_at(const InputLine<T>& in, std::int64_t i) {
+  return gaussian<Options::variance>(in.q_mean[i], in.q_raw[i], in.q_exponential[i], in.q_map);
 }
 
 template <class Options, class T>
-LADDER_FN Gaussian<T> p_at(const InputLine<T>& in, std::int64_t i) {
+LADDER_FN Gaussian<Options::variance, T> p_at(const InputLine<T>& in, std::int64_t i) {
   if constexpr (Options::kl == KL::none) return {};
-  return gaussian<Options::stable>(in.p_mean[i], in.p_logvar[i], in.p_exponential[i], in.p_map);
+  return gaussian<Options::variance>(in.p_mean[i], in.p_raw[i], in.p_exponential[i], in.p_map);
 }
 
 template <class Options, class T>

@@ -1,4 +1,4 @@
-// Tiles: where they lie in a tensor, and their way from its storage type to the compute type and back.
+// Units of work and their tiles: where these lie in a tensor, and their way from its storage type to the compute type and back.
 #pragma once
 
 #include "convert.h"
@@ -18,6 +18,26 @@ struct Tile {
 static inline std::int64_t size(const Tile& tile) { return tile.rows * tile.columns; }
 
 static inline std::int64_t minimum(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Some rows of one block of columns.
+struct Unit {
+  std::int64_t batch, row_block, column_block;
+};
+
+static inline Unit unit_at(const Grid& grid, std::int64_t index) {
+  const std::int64_t rest = index / grid.column_blocks;
+  return {rest / grid.row_blocks, rest % grid.row_blocks, index % grid.column_blocks};
+}
+
+template <class F>
+static void for_each_tile(const Grid& grid, const Unit& unit, F f) {
+  const std::int64_t column = unit.column_block * grid.tile_columns, first = unit.row_block * grid.unit_rows;
+  const std::int64_t columns = minimum(grid.tile_columns, grid.columns - column);
+  const std::int64_t end = minimum(first + grid.unit_rows, grid.rows);
+  for (std::int64_t row = first; row < end; row += grid.tile_rows) {
+    f(Tile{unit.batch, row, column, minimum(grid.tile_rows, end - row), columns});
+  }
+}
 
 // Index of the tile's first element in the memory order of z.
 static inline std::int64_t first_element(const Grid& grid, const Tile& tile) {

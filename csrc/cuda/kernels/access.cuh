@@ -1,13 +1,115 @@
-// How a thread reads and writes: sixteen bytes at a time where every tensor allows it, else one element of any dtype.
+// What of a tensor is a thread's, and how it reads and writes it: sixteen bytes at a time where every tensor allows it, else one element of any dtype.
 //
 // An access names the compute type T, the `width` columns of a thread, and two kinds of references to a thread's
 // columns in one sample of a view, which are loaded from and stored to row by row.
 #pragma once
 
-#include "convert.cuh"
-#include "layout.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../plan.h"
 
 namespace ladder_kernels::cuda {
+
+// ---- Element types: to the compute type right after the load, back right before the store.
+
+LADDER_FN void convert(float from, float& to) { to = from; }
+LADDER_FN void convert(__half from, float& to) { to = __half2float(from); }
+LADDER_FN void convert(__nv_bfloat16 from, float& to) { to = __bfloat162float(from); }
+LADDER_FN void convert(double from, float& to) { to = static_cast<float>(from); }
+LADDER_FN void convert(float from, __half& to) { to = __float2half_rn(from); }
+LADDER_FN void convert(float from, __nv_bfloat16& to) { to = __float2bfloat16_rn(from); }
+
+LADDER_FN void convert(float from, double& to) { to = from; }
+LADDER_FN void convert(__half from, double& to) { to = __half2float(from); }
+LADDER_FN void convert(__nv_bfloat16 from, double& to) { to = __bfloat162float(from); }
+LADDER_FN void convert(double from, double& to) { to = from; }
+LADDER_FN void convert(double from, __half& to) { to = __double2half(from); }
+LADDER_FN void convert(double from, __nv_bfloat16& to) { to = __double2bfloat16(from); }
+
+// The element at `offset`, of the dtype that the view has at run time.
+template <class T>
+LADDER_FN T load_any(const View& view, std::int64_t offset) {
+  T value;
+  switch (view.dtype) {
+    case Dtype::float16: convert(static_cast<const __half*>(view.data)[offset], value); break;
+    case Dtype::bfloat16: convert(static_cast<const __nv_bfloat16*>(view.data)[offset], value); break;
+    case Dtype::float32: convert(static_cast<const float*>(view.data)[offset], value); break;
+    case Dtype::float64: convert(static_cast<const double*>(view.data)[offset], value); break;
+  }
+  return value;
+}
+
+template <class T>
+LADDER_FN void store_any(const View& view, std::int64_t offset, T value) {
+  switch (view.dtype) {
+    case Dtype::float16: convert(value, static_cast<__half*>(view.data)[offset]); break;
+    case Dtype::bfloat16: convert(value, static_cast<__nv_bfloat16*>(view.data)[offset]); break;
+    case Dtype::float32: convert(value, static_cast<float*>(view.data)[offset]); break;
+    case Dtype::float64: convert(value, static_cast<double*>(view.data)[offset]); break;
+  }
+}
+
+// ---- Where a thread's elements lie.
+
+// `collapsed`: known to have one dim of space.
+template <bool collapsed>
+LADDER_FN std::int64_t position_offset(const Grid& grid, const View& view, int position) {
+  if (collapsed || grid.space_dims == 1) return position * view.space[2];
+  const int plane = position / grid.space[2];
+  return plane / grid.space[1] * view.space[0] + plane % grid.space[1] * view.space[1] +
+         position % grid.space[2] * view.space[2];
+}
+
+template <bool collapsed>
+LADDER_FN std::int64_t row_offset(const Grid& grid, const View& view, int row) {
+  return grid.channels_inner ? position_offset<collapsed>(grid, view, row) : row * view.channel;
+}
+
+template <bool collapsed>
+LADDER_FN std::int64_t column_offset(const Grid& grid, const View& view, int column) {
+  return grid.channels_inner ? column * view.channel : position_offset<collapsed>(grid, view, column);
+}
+
+// Whether a flat position of space lies in the window.
+LADDER_FN bool inside(const Window& window, int position) {
+  const int row = position / window.width % window.height, column = position % window.width;
+  return row >= window.row_start && row < window.row_stop && column >= window.column_start &&
+         column < window.column_stop;
+}
+
+// A thread's place: its sample, its columns, and its rows `row`, `row + tiles.rows`, ... of `tiles.steps`.
+//
+// Its columns are vectors of `vector` neighbours, `gap` apart, so that neighbouring threads have neighbouring vectors.
+struct Place {
+  std::int64_t sample, row_block, column_block;
+  int lane;  // among the threads of a row
+  int row, column, gap;
+  bool has_columns;
+
+  template <int vector>
+  __device__ int column_of(int i) const {
+    return column + i / vector * gap + i % vector;
+  }
+};
+
+template <int width, int vector>
+LADDER_FN Place place_of(const Grid& grid, const Tiles& tiles, std::int64_t block, int thread) {
+  Place place;
+  place.column_block = block % tiles.column_blocks;
+  place.row_block = block / tiles.column_blocks % tiles.row_blocks;
+  place.sample = block / (tiles.column_blocks * tiles.row_blocks);
+  place.lane = thread % tiles.lanes;
+  place.row = static_cast<int>(place.row_block * tiles.steps * tiles.rows) + thread / tiles.lanes;
+  const int first = static_cast<int>(place.column_block * tiles.lanes * width);
+  const int columns = min(grid.columns - first, tiles.lanes * width);
+  place.column = first + place.lane * vector;
+  place.gap = columns / (width / vector);
+  place.has_columns = place.lane * width < columns && thread < tiles.lanes * tiles.rows;
+  return place;
+}
+
+// ---- How it reads and writes them.
 
 template <class T, int count>
 struct Values {

@@ -1,5 +1,4 @@
 // The packed gradients of q and p, and that of a given latent, in one pass.
-#include "inputs.cuh"
 #include "launch.cuh"
 
 namespace ladder_kernels::cuda {
@@ -73,9 +72,9 @@ __device__ StepGradients<T> backward_element(const Step& step, T q_mean, T q_raw
   return Path::with(step, [&](auto options) {
     using Options = decltype(options);
     const Parameters<T>& use = parameters(step, T());
-    const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
-    const Gaussian<T> p = gaussian_of<Options::stable>(p_mean, p_raw, use.p_map);
-    return step_gradients<Options::draw, Options::kl, Options::stable>(q, p, source, use.temperature, incoming);
+    const auto q = gaussian_of<Options::variance>(q_mean, q_raw, use.q_map);
+    const auto p = gaussian_of<Options::variance>(p_mean, p_raw, use.p_map);
+    return step_gradients<Options::draw, Options::kl>(q, p, source, use.temperature, incoming);
   });
 }
 
@@ -91,28 +90,28 @@ class BackwardColumns {
         in(call.step, place),
         incoming(call, place),
         q_mean(call.step.grid, call.grad_q, place, 0),
-        q_logvar(call.step.grid, call.grad_q, place, 1),
+        q_raw(call.step.grid, call.grad_q, place, 1),
         latent(call.step.grid, call.grad_latent, place) {}
 
-  __device__ Raw<T, width> run(int row) const {
+  __device__ Packed<T, width> run(int row) const {
     const auto q = in.load_q(row), p = in.load_p(row);
     const auto source = in.load_source(row), grad_z = incoming.load_z(row), half_grad_kl = incoming.load_half_kl(row);
-    Raw<T, width> to_q, to_p;
+    Packed<T, width> to_q, to_p;
     Values<T, width> to_latent;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const StepGradients<T> grads =
-          backward_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], p.mean.at[i], p.logvar.at[i], source.at[i],
+          backward_element<Path>(call.step, q.mean.at[i], q.raw.at[i], p.mean.at[i], p.raw.at[i], source.at[i],
                                  {grad_z.at[i], half_grad_kl.at[i], incoming.half_log_q});
       to_q.mean.at[i] = grads.q_mean;
-      to_q.logvar.at[i] = grads.q_logvar;
+      to_q.raw.at[i] = grads.q_raw;
       to_p.mean.at[i] = grads.p_mean;
-      to_p.logvar.at[i] = grads.p_logvar;
+      to_p.raw.at[i] = grads.p_raw;
       to_latent.at[i] = grads.latent;
     }
     if (call.grad_q.data != nullptr) {
       q_mean.store(row, to_q.mean);
-      q_logvar.store(row, to_q.logvar);
+      q_raw.store(row, to_q.raw);
     }
     if (Path::may_be_given && call.grad_latent.data != nullptr) latent.store(row, to_latent);
     return to_p;
@@ -122,7 +121,7 @@ class BackwardColumns {
   const Backward& call;
   Inputs<Access, Path> in;
   Incoming<Access> incoming;
-  typename Access::Columns q_mean, q_logvar, latent;
+  typename Access::Columns q_mean, q_raw, latent;
 };
 
 // The second bound leaves a thread 128 registers: without it, some variants get by with fewer and spill.
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(max_threads, 4) backward_kernel(const __grid_c
   const Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
   if (!place.has_columns) return;
   const BackwardColumns<Access, Path> columns(call, place);
-  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_logvar(grid, call.grad_p, place, 1);
+  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_raw(grid, call.grad_p, place, 1);
 
   for (int step = 0; step < call.tiles.steps; ++step) {
     const int row = place.row + step * call.tiles.rows;
@@ -140,7 +139,7 @@ __global__ void __launch_bounds__(max_threads, 4) backward_kernel(const __grid_c
     const auto to_p = columns.run(row);
     if (call.grad_p.data != nullptr) {
       p_mean.store(row, to_p.mean);
-      p_logvar.store(row, to_p.logvar);
+      p_raw.store(row, to_p.raw);
     }
   }
 }
@@ -152,24 +151,24 @@ __global__ void __launch_bounds__(max_threads, 4) backward_shared_kernel(const _
   const Grid& grid = call.step.grid;
   Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
   if (!place.has_columns || place.row >= grid.rows) return;
-  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_logvar(grid, call.grad_p, place, 1);
-  T mean = 0, logvar = 0;
+  const typename Access::Columns p_mean(grid, call.grad_p, place, 0), p_raw(grid, call.grad_p, place, 1);
+  T mean = 0, raw = 0;
   for (place.sample = 0; place.sample < grid.batch; ++place.sample) {
     const auto to_p = BackwardColumns<Access, AnyPath>(call, place).run(place.row);
     mean += to_p.mean.at[0];
-    logvar += to_p.logvar.at[0];
+    raw += to_p.raw.at[0];
   }
   p_mean.store(place.row, {mean});
-  p_logvar.store(place.row, {logvar});
+  p_raw.store(place.row, {raw});
 }
 
 }  // namespace
 
-void launch_backward(const Backward& call, bool shared_p, bool in_double, cudaStream_t stream) {
+void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream) {
   const std::int64_t blocks = blocks_per_sample(call.tiles) * (shared_p ? 1 : call.step.grid.batch);
   const int threads = threads_of(call.tiles);
   if (call.tiles.width == 1) {
-    return with_singles(in_double, [&](auto access) {
+    return with_singles(call.step, [&](auto access) {
       using Access = decltype(access);
       launch(shared_p ? backward_shared_kernel<Access> : backward_kernel<Access, AnyPath>, blocks, threads, stream, call);
     });

@@ -1,7 +1,5 @@
-// z, the elementwise KL, and partial sums of everything else, in one pass.
-#include "inputs.cuh"
+// z, the elementwise KL, and partial sums of everything else, in one pass; then the sums.
 #include "launch.cuh"
-#include "partials.cuh"
 #include "reductions.cuh"
 
 namespace ladder_kernels::cuda {
@@ -9,7 +7,7 @@ namespace {
 
 template <class T>
 struct Element {
-  T z, kl, log_q, logvar;
+  T z, kl, log_q;
 };
 
 template <class Path, class T>
@@ -17,14 +15,14 @@ __device__ Element<T> forward_element(const Step& step, T q_mean, T q_raw, T p_m
   return Path::with(step, [&](auto options) -> Element<T> {
     using Options = decltype(options);
     const Parameters<T>& use = parameters(step, T());
-    const Gaussian<T> q = gaussian_of<Options::stable>(q_mean, q_raw, use.q_map);
-    const Latent<T> latent = draw_latent<Options::draw, Options::stable>(q, source, use.temperature);
+    const auto q = gaussian_of<Options::variance>(q_mean, q_raw, use.q_map);
+    const Latent<T> latent = draw_latent<Options::draw>(q, source, use.temperature);
     T kl = 0;
     if constexpr (Options::kl != KL::none) {
-      const Gaussian<T> p = gaussian_of<Options::stable>(p_mean, p_raw, use.p_map);
-      kl = divergence<Options::kl, Options::stable>(q, p, latent);
+      const auto p = gaussian_of<Options::variance>(p_mean, p_raw, use.p_map);
+      kl = divergence<Options::kl>(q, p, latent);
     }
-    return {latent.z, kl, log_density(latent.eps, q), q.logvar};
+    return {latent.z, kl, log_density(latent.eps, q)};
   });
 }
 
@@ -33,7 +31,7 @@ __device__ __forceinline__ bool stores_row_sums(const Place& place) { return pla
 // What a thread has added up.
 template <class T, int width>
 struct Totals {
-  T column_kl[width] = {}, restricted = 0, log_q = 0, logvar_max = -std::numeric_limits<T>::infinity();
+  T column_kl[width] = {}, restricted = 0, log_q = 0, largest_raw = -std::numeric_limits<T>::infinity();
 };
 
 // Where rows are positions: of those row sums that the thread itself has stored, the sum inside the window.
@@ -88,10 +86,10 @@ template <class T, int width>
 __device__ __forceinline__ void store_log_q(const Forward& call, const Place& place, const Totals<T, width>& totals) {
   const Partials<T> partials(call);
   const T log_q = reduce_block(totals.log_q, Add{});
-  const T logvar_max = reduce_block(totals.logvar_max, NanMax{});
+  const T largest_raw = reduce_block(totals.largest_raw, NanMax{});
   if (threadIdx.x > 0) return;
   partials.log_q[block_index(call, place)] = log_q;
-  partials.logvar_max[block_index(call, place)] = logvar_max;
+  partials.largest_raw[block_index(call, place)] = largest_raw;
 }
 
 // The second bound leaves a thread 96 registers, or for doubles 128: with fewer, some variants spill.
@@ -118,14 +116,14 @@ __global__ void __launch_bounds__(max_threads, sizeof(typename Access::T) == siz
       Values<T, width> row_z, element_kl;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        const auto element = forward_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], p.mean.at[i],
-                                                   p.logvar.at[i], source.at[i]);
+        const auto element = forward_element<Path>(call.step, q.mean.at[i], q.raw.at[i], p.mean.at[i],
+                                                   p.raw.at[i], source.at[i]);
         row_z.at[i] = element.z;
         element_kl.at[i] = element.kl;
         row_kl += element.kl;
         totals.column_kl[i] += element.kl;
         totals.log_q += element.log_q;
-        totals.logvar_max = nan_max(totals.logvar_max, element.logvar);
+        totals.largest_raw = nan_max(totals.largest_raw, q.raw.at[i]);
       }
       if (call.z.data != nullptr) z.store(row, row_z);
       if (call.kl.data != nullptr) kl.store(row, element_kl);
@@ -140,12 +138,91 @@ __global__ void __launch_bounds__(max_threads, sizeof(typename Access::T) == siz
   store_kl<Access>(call, place, totals);
 }
 
+// ---- The second kernel: adds the partial sums in a fixed order and finishes them.
+
+constexpr double half_log_two_pi = 0.9189385332046727;
+
+// out[i] = sum over k of partials[k, i].
+template <class T>
+__device__ __forceinline__ void add_up(const T* partials, void* out, std::int64_t block, std::int64_t size,
+                                       std::int64_t count) {
+  const std::int64_t i = block * max_threads + threadIdx.x;
+  if (i >= size) return;
+  T sum = 0;
+#pragma unroll 8
+  for (std::int64_t k = 0; k < count; ++k) sum += partials[k * size + i];
+  static_cast<T*>(out)[i] = sum;
+}
+
+// Of `count` values; every thread of the block takes part and thread 0 gets it.
+template <class T, class Combine>
+__device__ __forceinline__ T total(const T* values, std::int64_t count, T neutral, Combine combine) {
+  T result = neutral;
+  for (std::int64_t i = threadIdx.x; i < count; i += max_threads) result = combine(result, values[i]);
+  return reduce_block(result, combine);
+}
+
+template <class T>
+__device__ __forceinline__ void finish_sample(const Forward& call, const Sums& out, std::int64_t sample) {
+  const Partials<T> partials(call);
+  const std::int64_t blocks = blocks_per_sample(call.tiles), first = sample * blocks;
+  const auto sum_into = [&](void* to, const T* from) {
+    const T sum = total(from + first, blocks, T(0), Add{});
+    if (threadIdx.x == 0) static_cast<T*>(to)[sample] = sum;
+  };
+  if (out.samplewise != nullptr) sum_into(out.samplewise, partials.kl);
+  if (out.restricted != nullptr) sum_into(out.restricted, partials.restricted);
+  const T log_q = total(partials.log_q + first, blocks, T(0), Add{});
+  if (threadIdx.x > 0) return;
+  const T elements = static_cast<T>(call.step.grid.rows) * static_cast<T>(call.step.grid.columns);
+  static_cast<T*>(out.logprob_q)[sample] = log_q - elements * static_cast<T>(half_log_two_pi);
+}
+
+template <class T>
+__device__ __forceinline__ void finish_maximum(const Forward& call, const Sums& out) {
+  const std::int64_t count = call.step.grid.batch * blocks_per_sample(call.tiles);
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  const T largest = total(Partials<T>(call).largest_raw, count, lowest, NanMax{});
+  if (threadIdx.x > 0) return;
+  *static_cast<T*>(out.qvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
+}
+
+__host__ __device__ constexpr std::int64_t blocks_of(std::int64_t size) {
+  return (size + max_threads - 1) / max_threads;
+}
+
+// How many sums of the KL over rows and over columns there are.
+struct KLSums {
+  std::int64_t columns, rows;
+};
+
+__host__ __device__ inline KLSums kl_sums(const Step& step) {
+  if (step.kl == KL::none) return {0, 0};
+  return {step.grid.batch * step.grid.columns, step.grid.batch * step.grid.rows};
+}
+
+// Grid: blocks of column sums, blocks of row sums, samples, and one block for the maximum.
+template <class T>
+__global__ void __launch_bounds__(max_threads)
+    sums_kernel(const __grid_constant__ Forward call, const __grid_constant__ Sums out) {
+  const Grid& grid = call.step.grid;
+  const Partials<T> partials(call);
+  const auto [columns, rows] = kl_sums(call.step);
+  std::int64_t block = blockIdx.x;
+  if (block < blocks_of(columns)) return add_up(partials.column_sums, out.column_sums, block, columns, call.tiles.row_blocks);
+  block -= blocks_of(columns);
+  if (block < blocks_of(rows)) return add_up(partials.row_sums, out.row_sums, block, rows, call.tiles.column_blocks);
+  block -= blocks_of(rows);
+  if (block < grid.batch) return finish_sample<T>(call, out, block);
+  finish_maximum<T>(call, out);
+}
+
 }  // namespace
 
-void launch_forward(const Forward& call, bool in_double, cudaStream_t stream) {
+void launch_forward(const Forward& call, cudaStream_t stream) {
   const std::int64_t blocks = call.step.grid.batch * blocks_per_sample(call.tiles);
   if (call.tiles.width == 1) {
-    return with_singles(in_double, [&](auto access) {
+    return with_singles(call.step, [&](auto access) {
       launch(forward_kernel<decltype(access), AnyPath>, blocks, threads_of(call.tiles), stream, call);
     });
   }
@@ -154,6 +231,14 @@ void launch_forward(const Forward& call, bool in_double, cudaStream_t stream) {
       launch(forward_kernel<decltype(access), decltype(path)>, blocks, threads_of(call.tiles), stream, call);
     };
     call.step.kl == KL::none ? with_hot_path_without_kl(call.step, put) : with_hot_path(call.step, put);
+  });
+}
+
+void launch_sums(const Forward& call, const Sums& out, cudaStream_t stream) {
+  const auto [columns, rows] = kl_sums(call.step);
+  const std::int64_t blocks = blocks_of(columns) + blocks_of(rows) + call.step.grid.batch + 1;
+  with_singles(call.step, [&](auto access) {
+    launch(sums_kernel<typename decltype(access)::T>, blocks, max_threads, stream, call, out);
   });
 }
 

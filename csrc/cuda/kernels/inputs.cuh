@@ -6,6 +6,64 @@
 
 namespace ladder_kernels::cuda {
 
+// ---- The options of a step: known to the compiler on the hot path, looked up for each element elsewhere.
+
+template <Draw draw_, KL kl_, Variance variance_>
+struct Options {
+  static constexpr Draw draw = draw_;
+  static constexpr KL kl = kl_;
+  static constexpr Variance variance = variance_;
+};
+
+// Noise.
+template <KL kl, Variance variance, bool philox, bool p>
+struct HotPath {
+  static constexpr bool may_be_given = false;
+
+  __device__ static bool has_kl(const Step&) { return kl != KL::none; }
+  __device__ static bool has_philox(const Step&) { return philox; }
+  __device__ static bool has_p(const Step&) { return p; }
+
+  template <class F>
+  __device__ static auto with(const Step&, F f) {
+    return f(Options<Draw::noise, kl, variance>{});
+  }
+};
+
+struct AnyPath {
+  static constexpr bool may_be_given = true;  // the latent
+
+  __device__ static bool has_kl(const Step& step) { return step.kl != KL::none; }
+  __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
+  __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
+
+  template <class F>
+  __device__ static auto with(const Step& step, F f) {
+    switch (step.draw) {
+      case Draw::noise: return with_kl<Draw::noise>(step, f);
+      case Draw::latent: return with_kl<Draw::latent>(step, f);
+      default: return with_kl<Draw::mode>(step, f);
+    }
+  }
+
+ private:
+  template <Draw draw, class F>
+  __device__ static auto with_kl(const Step& step, F f) {
+    switch (step.kl) {
+      case KL::none: return with_options<draw, KL::none>(step, f);
+      case KL::monte_carlo: return with_options<draw, KL::monte_carlo>(step, f);
+      default: return with_options<draw, KL::analytic>(step, f);
+    }
+  }
+
+  template <Draw draw, KL kl, class F>
+  __device__ static auto with_options(const Step& step, F f) {
+    return with_variance(step.variance, [&](auto known) { return f(Options<draw, kl, decltype(known)::value>{}); });
+  }
+};
+
+// ---- The inputs.
+
 // The normals of `seed`, four to a Philox block; every vector, from `first` on `gap` apart, begins a block.
 template <class T, int width, int vector>
 LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t first, int gap) {
@@ -32,14 +90,15 @@ LADDER_FN T philox_normal(std::uint64_t seed, std::uint64_t element) {
   return element & 1 ? pair.second : pair.first;
 }
 
-template <bool stable, class T>
-LADDER_FN Gaussian<T> gaussian_of(T mean, T raw_logvar, VarianceMap<T> map) {
-  return gaussian<stable>(mean, raw_logvar, exponential<stable>(raw_logvar, map), map);
+template <Variance kind, class T>
+LADDER_FN Gaussian<kind, T> gaussian_of(T mean, T raw, VarianceMap<T> map) {
+  return gaussian<kind>(mean, raw, exponential<kind>(raw, map), map);
 }
 
+// Parameters of q or p, or their gradients.
 template <class T, int width>
-struct Raw {
-  Values<T, width> mean, logvar;
+struct Packed {
+  Values<T, width> mean, raw;
 };
 
 // A thread's columns of the inputs of one sample.
@@ -50,7 +109,7 @@ struct Inputs {
 
   const Step& step;
   const Parameters<T>& parameters;
-  typename Access::Columns q_mean, q_logvar, p_mean, p_logvar;
+  typename Access::Columns q_mean, q_raw, p_mean, p_raw;
   typename Access::FloatColumns source;
   std::uint64_t seed;
   std::uint64_t element;  // index in z's memory of the first column, were it in row 0
@@ -60,20 +119,20 @@ struct Inputs {
       : step(step),
         parameters(cuda::parameters(step, T())),
         q_mean(step.grid, step.q, place, 0),
-        q_logvar(step.grid, step.q, place, 1),
+        q_raw(step.grid, step.q, place, 1),
         p_mean(step.grid, step.p, place, 0),
-        p_logvar(step.grid, step.p, place, 1),
+        p_raw(step.grid, step.p, place, 1),
         source(step.grid, step.source, place),
         seed(Path::has_philox(step) ? static_cast<std::uint64_t>(*step.seed) : 0),
         element(pinned(place.sample * step.grid.rows * step.grid.columns + place.column)),
         gap(place.gap) {}
 
-  __device__ Raw<T, width> load_q(int row) const { return {q_mean.load(row), q_logvar.load(row)}; }
+  __device__ Packed<T, width> load_q(int row) const { return {q_mean.load(row), q_raw.load(row)}; }
 
   // Zeros without p: with its map, that is N(0, I).
-  __device__ Raw<T, width> load_p(int row) const {
+  __device__ Packed<T, width> load_p(int row) const {
     if (!Path::has_p(step)) return {};
-    return {p_mean.load(row), p_logvar.load(row)};
+    return {p_mean.load(row), p_raw.load(row)};
   }
 
   // Noise or the given z; for the mode nothing.

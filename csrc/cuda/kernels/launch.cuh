@@ -3,9 +3,7 @@
 
 #include <type_traits>
 
-#include "access.cuh"
-#include "../kernels.h"
-#include "options.cuh"
+#include "inputs.cuh"
 
 namespace ladder_kernels::cuda {
 
@@ -30,8 +28,8 @@ void with_vectors(Dtype dtype, F f) {
 }
 
 template <class F>
-void with_singles(bool in_double, F f) {
-  in_double ? f(Singles<double>{}) : f(Singles<float>{});
+void with_singles(const Step& step, F f) {
+  step.computed_in_double ? f(Singles<double>{}) : f(Singles<float>{});
 }
 
 template <class F>
@@ -42,9 +40,9 @@ void with_flag(bool flag, F f) {
 // f(path): of a call that takes vectors, without a KL.
 template <class F>
 void with_hot_path_without_kl(const Step& step, F f) {
-  with_flag(step.stable, [&](auto stable) {
+  with_variance(step.variance, [&](auto variance) {
     with_flag(step.seed != nullptr, [&](auto philox) {
-      f(HotPath<KL::none, decltype(stable)::value, decltype(philox)::value, false>{});
+      f(HotPath<KL::none, decltype(variance)::value, decltype(philox)::value, false>{});
     });
   });
 }
@@ -53,11 +51,11 @@ void with_hot_path_without_kl(const Step& step, F f) {
 template <class F>
 void with_hot_path(const Step& step, F f) {
   with_flag(step.kl == KL::analytic, [&](auto analytic) {
-    with_flag(step.stable, [&](auto stable) {
+    with_variance(step.variance, [&](auto variance) {
       with_flag(step.seed != nullptr, [&](auto philox) {
         with_flag(step.p.data != nullptr, [&](auto p) {
           constexpr KL kl = decltype(analytic)::value ? KL::analytic : KL::monte_carlo;
-          f(HotPath<kl, decltype(stable)::value, decltype(philox)::value, decltype(p)::value>{});
+          f(HotPath<kl, decltype(variance)::value, decltype(philox)::value, decltype(p)::value>{});
         });
       });
     });

@@ -1,4 +1,4 @@
-// Sums and maxima over the threads of a row and of a block, in a fixed order.
+// Sums and maxima over the threads of a row and of a block, in a fixed order, and what blocks leave to be added up.
 #pragma once
 
 #include "../plan.h"
@@ -43,5 +43,21 @@ __device__ __forceinline__ T reduce_block(T value, Combine combine) {
   for (int warp = 1; warp < static_cast<int>(blockDim.x) / warp_size; ++warp) value = combine(value, warps[warp]);
   return value;
 }
+
+template <class T>
+struct Partials {
+  T *column_sums, *row_sums, *kl, *restricted, *log_q, *largest_raw;
+
+  __device__ explicit Partials(const Forward& call) {
+    const Grid& grid = call.step.grid;
+    const std::int64_t scalars = grid.batch * blocks_per_sample(call.tiles);
+    column_sums = static_cast<T*>(call.partials);
+    row_sums = column_sums + call.tiles.row_blocks * grid.batch * grid.columns;
+    kl = row_sums + call.tiles.column_blocks * grid.batch * grid.rows;
+    restricted = kl + scalars;
+    log_q = restricted + scalars;
+    largest_raw = log_q + scalars;
+  }
+};
 
 }  // namespace ladder_kernels::cuda

@@ -1,17 +1,16 @@
 // The sampling kernel of prediction: two reads, one write.
-#include "inputs.cuh"
 #include "launch.cuh"
 
 namespace ladder_kernels::cuda {
 namespace {
 
 template <class Path, class T>
-__device__ T sample_element(const Step& step, T mean, T logvar, T source) {
+__device__ T sample_element(const Step& step, T mean, T raw, T source) {
   return Path::with(step, [&](auto options) -> T {
     using Options = decltype(options);
     const Parameters<T>& use = parameters(step, T());
-    const Gaussian<T> gaussian = gaussian_of<Options::stable>(mean, logvar, use.q_map);
-    return draw_latent<Options::draw, Options::stable>(gaussian, source, use.temperature).z;
+    const auto gaussian = gaussian_of<Options::variance>(mean, raw, use.q_map);
+    return draw_latent<Options::draw>(gaussian, source, use.temperature).z;
   });
 }
 
@@ -32,7 +31,7 @@ __global__ void __launch_bounds__(max_threads) sample_kernel(const __grid_consta
     Values<typename Access::T, width> z;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      z.at[i] = sample_element<Path>(call.step, q.mean.at[i], q.logvar.at[i], source.at[i]);
+      z.at[i] = sample_element<Path>(call.step, q.mean.at[i], q.raw.at[i], source.at[i]);
     }
     out.store(row, z);
   }
@@ -40,10 +39,10 @@ __global__ void __launch_bounds__(max_threads) sample_kernel(const __grid_consta
 
 }  // namespace
 
-void launch_sample(const Sample& call, bool in_double, cudaStream_t stream) {
+void launch_sample(const Sample& call, cudaStream_t stream) {
   const std::int64_t blocks = call.step.grid.batch * blocks_per_sample(call.tiles);
   if (call.tiles.width == 1) {
-    return with_singles(in_double, [&](auto access) {
+    return with_singles(call.step, [&](auto access) {
       launch(sample_kernel<decltype(access), AnyPath>, blocks, threads_of(call.tiles), stream, call);
     });
   }

@@ -1,17 +1,20 @@
-// From tensors to grids, views and tiles.
+// From tensors to plans.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <initializer_list>
 
+#include "../op.h"
 #include "plan.h"
 
 namespace ladder_kernels::cuda {
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
-// Space is not collapsed yet.
-Grid grid_of(const at::Tensor& q, bool channels_last);
+// Raises for what does not fit. Space is not collapsed yet.
+Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options);
+
+Window window_of(at::IntArrayRef window, const Grid& grid);
+
+// Whether vector kernels are compiled for this step's options and dtypes.
+bool is_hot(const Step& step);
 
 // Views whose space is not collapsed yet: of packed parameters or a latent; of values (B,), (B, C) and (B, *S). A batch
 // of 1 is shared by all samples.

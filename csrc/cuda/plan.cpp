@@ -1,9 +1,7 @@
-#include "geometry.h"
-
 #include <algorithm>
 #include <limits>
 
-#include "../tensors.h"
+#include "host.h"
 
 namespace ladder_kernels::cuda {
 namespace {
@@ -48,22 +46,62 @@ bool takes_vectors(const Grid& grid, const View& view) {
          std::abs(row * size) <= std::numeric_limits<int>::max();
 }
 
-}  // namespace
-
+// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
+// Space is not collapsed yet.
 Grid grid_of(const at::Tensor& q, bool channels_last) {
-  const std::int64_t channels = q.size(1) / 2, positions = positions_of(q);
+  const LatentShape shape = shape_of(q, channels_last);
   // Rows past the last one are numbered too, at most a block's.
   constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
-  TORCH_CHECK_VALUE(channels <= most && positions <= most, "at most ", most, " channels and positions, got ", q.sizes());
+  TORCH_CHECK_VALUE(shape.channels <= most && shape.positions <= most, "at most ", most,
+                    " channels and positions, got ", q.sizes());
   Grid grid{};
-  grid.batch = q.size(0);
+  grid.batch = shape.batch;
+  grid.rows = static_cast<int>(shape.rows);
+  grid.columns = static_cast<int>(shape.columns);
+  grid.channels_inner = shape.channels_inner;
   grid.space_dims = 3;
-  for (std::int64_t i = 0; i < 3; ++i) grid.space[i] = i + q.dim() < 5 ? 1 : static_cast<int>(q.size(i + q.dim() - 3));
-  // With a single position both orders are the same memory, and one long row beats many short ones.
-  grid.channels_inner = channels_last || positions == 1;
-  grid.rows = static_cast<int>(grid.channels_inner ? positions : channels);
-  grid.columns = static_cast<int>(grid.channels_inner ? channels : positions);
+  for (int dim = 0; dim < 3; ++dim) grid.space[dim] = static_cast<int>(shape.space[dim]);
   return grid;
+}
+
+template <class T>
+Parameters<T> parameters_of(const Options& options, bool has_p) {
+  return {cast<T>(options.map), cast<T>(has_p ? options.map : unit_map), static_cast<T>(options.temperature)};
+}
+
+}  // namespace
+
+Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
+  check_inputs(q, p, source, options, at::kCUDA);
+  Step step{};
+  step.grid = grid_of(q, options.channels_last);
+  step.q = packed_view(q, step.grid);
+  if (p) step.p = packed_view(*p, step.grid);
+  step.draw = options.draw;
+  step.kl = options.kl;
+  step.variance = options.variance;
+  step.computed_in_double = computed_in_double(q, p, source);
+  step.in_float = parameters_of<float>(options, p.has_value());
+  step.in_double = parameters_of<double>(options, p.has_value());
+  if (options.philox) {
+    step.seed = source->const_data_ptr<std::int64_t>();
+  } else if (step.draw != Draw::mode) {
+    step.source = latent_view(*source, step.grid);
+  }
+  return step;
+}
+
+Window window_of(at::IntArrayRef w, const Grid& grid) {
+  const int height = grid.space[1], width = grid.space[2];
+  check_window(w, height, width);
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  return {narrow(w[0]), narrow(w[1]), narrow(w[2]), narrow(w[3]), height, width};
+}
+
+bool is_hot(const Step& step) {
+  return step.draw == Draw::noise && !step.computed_in_double &&
+         (step.p.data == nullptr || step.p.dtype == step.q.dtype) &&
+         (step.source.data == nullptr || step.source.dtype == Dtype::float32);
 }
 
 View packed_view(const at::Tensor& packed, const Grid& grid) {
