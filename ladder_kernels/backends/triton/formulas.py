@@ -3,6 +3,7 @@
 Tiles are (ROWS, COLUMNS) of the compute dtype, or broadcast to it. What is not used of a result costs nothing.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import triton
@@ -24,6 +25,7 @@ class Variance(NamedTuple):
     floor: Any
 
     @staticmethod
+    @functools.cache
     def of(variance: VarianceMap) -> "Variance":
         values = (variance.kind, variance.raw_min, variance.raw_max, variance.floor)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
