@@ -34,6 +34,7 @@ SAMPLE = {
     "wide": EITHER,
     "q": DTYPES,
     "kind": KINDS,
+    "raw_min": (None, -30.0),
     "raw_max": (None, 20.0, 0.1, 1e-50),
 }
 FORWARD = {
@@ -121,8 +122,8 @@ def launch(operation: str, row: Row) -> None:
     last = row["layout"] == "channels_last"
     # How all but q lies.
     others_last = last or row["layout"] == "mixed"
-    step = Step(row["draw"], variance=VarianceMap(row["kind"], raw_max=row["raw_max"]), temperature=row["temperature"])
-    step = step._replace(channels_last=last)
+    variance = VarianceMap(row["kind"], raw_min=row["raw_min"], raw_max=row["raw_max"])
+    step = Step(row["draw"], variance=variance, temperature=row["temperature"], channels_last=last)
     q = without_memory(row, row["q"], (batch, 2 * channels, *space), last)
     source = torch.empty((), dtype=torch.int64, device="meta") if row["draw"] == "seed" else None
     if row["source"] is not None:

@@ -3,6 +3,7 @@
 Tiles are (ROWS, COLUMNS) of the compute dtype, or broadcast to it. What is not used of a result costs nothing.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import triton
@@ -15,7 +16,7 @@ from ladder_kernels.variance import VarianceMap
 class Variance(NamedTuple):
     """A `VarianceMap` as a kernel's argument: constants of the compilation, None where it has no bound.
 
-    Neither NamedTuples nor tuples can be `tl.constexpr` before Triton 3.4, but their fields can.
+    Triton 3.3 takes no tuple for a `tl.constexpr`, but it takes one of them.
     """
 
     kind: Any
@@ -24,6 +25,7 @@ class Variance(NamedTuple):
     floor: Any
 
     @staticmethod
+    @functools.cache
     def of(variance: VarianceMap) -> "Variance":
         values = (variance.kind, variance.raw_min, variance.raw_max, variance.floor)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
@@ -56,9 +58,15 @@ class StepGradients(NamedTuple):
 
 
 @triton.jit
+def _nowhere():
+    """False (1, 1), by comparison: the interpreter of Triton 3.3 has no such constant. Compiled it is one."""
+    return tl.zeros([1, 1], tl.int32) > 0
+
+
+@triton.jit
 def gaussian(mean, raw, variance, FAST: tl.constexpr):
     """The Gaussian of raw parameters."""
-    clamped = tl.full([1, 1], False, tl.int1)
+    clamped = _nowhere()
     # The bounds in the compute dtype: as plain constants they would be float32.
     if variance.raw_min is not None:
         raw_min = tl.full([], variance.raw_min, mean.dtype)
@@ -87,7 +95,7 @@ def standard_normal(COMPUTE: tl.constexpr):
     """N(0, I)."""
     zero = tl.zeros([1, 1], COMPUTE)
     one = tl.full([1, 1], 1.0, COMPUTE)
-    return Gaussian(zero, one, one, one, zero, zero, one, tl.full([1, 1], False, tl.int1))
+    return Gaussian(zero, one, one, one, zero, zero, one, _nowhere())
 
 
 @triton.jit
@@ -113,19 +121,22 @@ def draw_latent(q, source, temperature, DRAW: tl.constexpr):
 
 @triton.jit
 def log_density(eps, gaussian):
-    """log N(z) without its -1/2 log 2 pi, from the standardised residual of z."""
-    return -0.5 * (eps * eps + gaussian.log_var)
+    """log N(z) without its -1/2 log 2 pi and times -2, from the standardised residual of z.
+
+    The factor is left to the sums, here and in `divergence`: it would cost every element an instruction.
+    """
+    return eps * eps + gaussian.log_var
 
 
 @triton.jit
 def divergence(q, p, latent, variance, KL: tl.constexpr, FAST: tl.constexpr):
-    """KL(q || p) of every element: 1/2 [vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp], or log q(z) - log p(z)."""
+    """2 KL(q || p) of every element: vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp, or 2 (log q(z) - log p(z))."""
+    residual = over_std((q.mean if KL == "analytic" else latent.z) - p.mean, p)
     if KL == "analytic":
-        residual = over_std(q.mean - p.mean, p)
         _, excess = variance_ratio(q, p, variance, FAST)
-        return 0.5 * (residual * residual + excess)
+        return residual * residual + excess
     else:
-        return log_density(latent.eps, q) - log_density(over_std(latent.z - p.mean, p), p)
+        return residual * residual + (p.log_var - log_density(latent.eps, q))
 
 
 @triton.jit
@@ -228,6 +239,7 @@ def step_gradients(
         if DRAW != "mode":
             to_log_var += 0.5 * to_z * (latent.eps * q.std)
     q_raw = zero
-    if KL != "none" or HAS_LOG_Q or DRAW != "mode":
+    # Triton 3.3 has no `a or b or c`.
+    if (KL != "none" or HAS_LOG_Q) or DRAW != "mode":
         q_raw = _to_raw(to_log_var, q)
     return StepGradients(to_mean, q_raw, p_mean, p_raw, to_z)

@@ -62,7 +62,7 @@ def forward_kernel(
         latent = draw_latent(of_q, drawn_from, temperature, DRAW)
         if z is not None:
             store_latent(z, latent.z, place, mask)
-        log_q = log_density(latent.eps, of_q)
+        minus_two_log_q = log_density(latent.eps, of_q)
         raw = of_q.raw
 
         if KL != "none":
@@ -70,27 +70,27 @@ def forward_kernel(
                 of_p = load_gaussian(p, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
             else:
                 of_p = standard_normal(COMPUTE)
-            kl = divergence(of_q, of_p, latent, variance, KL, FAST)
+            two_kl = divergence(of_q, of_p, latent, variance, KL, FAST)
             if MASKED:
-                kl = tl.where(mask, kl, 0.0)
+                two_kl = tl.where(mask, two_kl, 0.0)
             if kl_elementwise is not None:
-                store_latent(kl_elementwise, kl, place, mask)
-            kl_sum += kl
-            over_columns = tl.sum(kl, 1)
+                store_latent(kl_elementwise, 0.5 * two_kl, place, mask)
+            kl_sum += two_kl
+            over_columns = tl.sum(two_kl, 1)
             flat_row = widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
             tl.store(row_sums + flat_row, over_columns, mask=flat_row < rows)
             if window is not None and CHANNELS_INNER:
                 restricted += tl.where(inside(flat_row, window), over_columns, 0.0)
 
         if MASKED:
-            log_q = tl.where(mask, log_q, 0.0)
+            minus_two_log_q = tl.where(mask, minus_two_log_q, 0.0)
             raw = tl.where(mask, raw, float("-inf"))
         # Four columns of a thread at once: a quarter of the registers, and it needs no column of its own.
-        log_q_sum += tl.sum(tl.reshape(log_q, [BLOCK_ROWS, BLOCK_COLUMNS // 4, 4]), 2)
+        log_q_sum += tl.sum(tl.reshape(minus_two_log_q, [BLOCK_ROWS, BLOCK_COLUMNS // 4, 4]), 2)
         largest_raw = maximum(largest_raw, raw)
 
     scalar = (program.sample * row_blocks + program.row_block) * column_blocks + program.column_block
-    tl.store(partial.log_q + scalar, tl.sum(log_q_sum))
+    tl.store(partial.minus_two_log_q + scalar, tl.sum(log_q_sum))
     tl.store(partial.largest_raw + scalar, nan_max(largest_raw))
     if KL != "none":
         over_rows = tl.sum(kl_sum, 0)
@@ -101,7 +101,7 @@ def forward_kernel(
             over_window = tl.sum(tl.where(inside(flat_column, window), over_rows, 0.0))
         else:
             over_window = tl.sum(restricted)
-        tl.store(partial.kl + scalar, tl.sum(over_rows))
+        tl.store(partial.two_kl + scalar, tl.sum(over_rows))
         tl.store(partial.restricted + scalar, over_window)
 
 

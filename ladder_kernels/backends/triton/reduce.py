@@ -34,12 +34,12 @@ def reduce_kernel(
     blocks = row_blocks * column_blocks
     if program < batch:
         first = program * blocks
-        log_q = _total(partial.log_q + first, blocks, BLOCK, COMPUTE)
-        tl.store(logprob_q + program, log_q - (rows * columns).to(COMPUTE) * HALF_LOG_TWO_PI)
+        minus_two_log_q = _total(partial.minus_two_log_q + first, blocks, BLOCK, COMPUTE)
+        tl.store(logprob_q + program, -0.5 * minus_two_log_q - (rows * columns).to(COMPUTE) * HALF_LOG_TWO_PI)
         if samplewise is not None:
-            tl.store(samplewise + program, _total(partial.kl + first, blocks, BLOCK, COMPUTE))
+            tl.store(samplewise + program, 0.5 * _total(partial.two_kl + first, blocks, BLOCK, COMPUTE))
         if restricted is not None:
-            tl.store(restricted + program, _total(partial.restricted + first, blocks, BLOCK, COMPUTE))
+            tl.store(restricted + program, 0.5 * _total(partial.restricted + first, blocks, BLOCK, COMPUTE))
     elif program == batch:
         largest_raw = tl.full([BLOCK], float("-inf"), COMPUTE)
         for start in range(0, batch * blocks, BLOCK):
@@ -61,13 +61,13 @@ def reduce_kernel(
 
 @triton.jit
 def _add_up(partials, out, program, size, count, BLOCK: tl.constexpr, COMPUTE: tl.constexpr):
-    """out[i] = sum over k of partials[k, i]."""
+    """out[i] = 1/2 sum over k of partials[k, i]."""
     index = program * BLOCK + tl.arange(0, BLOCK)
     values = tl.zeros([BLOCK], COMPUTE)
     for _ in range(count):
         values += tl.load(partials + index, mask=index < size, other=0.0)
         partials += size
-    tl.store(out + index, values, mask=index < size)
+    tl.store(out + index, 0.5 * values, mask=index < size)
 
 
 @triton.jit
