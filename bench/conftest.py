@@ -1,20 +1,17 @@
-"""`make bench`: its options, the file of results, and Ctrl-C."""
+"""`make bench`: its options, what is timed with which clock, and the file of results."""
 
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from tqdm import tqdm
 
-from bench import INTERRUPTED, cases, cli, suite
-from bench.cases import Case
+from bench import cases, cli, gpu_timing, suite
+from bench.cases import GPU, Case
 from bench.results_file import ResultsFile, as_row
 from bench.run_info import default_path, environment
-from bench.suite import Result
-
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} cases [{elapsed}] {postfix}"
+from bench.suite import GRAPH, CaseRun, Result
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,62 +29,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        config = metafunc.config
-        chosen = cases.select(_device(config), quick=config.getoption("quick"))
-        # By the module: pytest then runs all tests of a case after another, and measures it once.
-        metafunc.parametrize("case", chosen, ids=lambda case: case.name.replace(" ", "-"), scope="module")
+        device = _device(metafunc.config)
+        timed = pytest.mark.benchmark(timer=_clock(device))
+        chosen = [
+            pytest.param(case, id=case.name.replace(" ", "-"), marks=timed)
+            for case in cases.select(device, quick=metafunc.config.getoption("quick"))
+        ]
+        # By the module: pytest then runs all tests of a case after another, and checks its providers once.
+        metafunc.parametrize("case", chosen, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the passes that a case has not, and graphs but for small cases on GPUs."""
+    items[:] = [item for item in items if not hasattr(item, "callspec") or _exists(config, **item.callspec.params)]
+
+
+def _exists(config: pytest.Config, case: Case, pass_name: str, mode: str, **_: str) -> bool:
+    graphs = _device(config).type == GPU and case.latents <= gpu_timing.LAUNCH_BOUND
+    return pass_name in case.passes and (mode != GRAPH or graphs)
 
 
 def _device(config: pytest.Config) -> torch.device:
     return config.getoption("device") or cli.default_device()
 
 
+def _clock(device: torch.device) -> suite.Clock:
+    return gpu_timing.synchronised_seconds if device.type == GPU else time.perf_counter
+
+
 class Session:
-    """Measures cases, shows how far it is, and writes down what is done."""
+    """The file of results, which grows with every test: an interruption leaves what was measured."""
 
-    def __init__(self, config: pytest.Config, total: int) -> None:
-        self._config, self._device = config, _device(config)
-        self._quick = config.getoption("quick")
-        path = config.getoption("results") or default_path(self._device, quick=self._quick)
+    def __init__(self, config: pytest.Config) -> None:
+        device = _device(config)
+        path = config.getoption("results") or default_path(device, quick=config.getoption("quick"))
         self.file = ResultsFile(path)
-        self._environment = environment(self._device)
-        self._done, self._total = 0, total
-        # Without a terminal there is nobody to watch a bar.
-        self.bar = tqdm(total=total, bar_format=BAR, disable=None, leave=False)
+        self._environment = environment(device)
+        self._written: set[tuple[str, ...]] = set()
 
-    def measure(self, case: Case) -> list[Result]:
-        effort = suite.QUICK_EFFORT if self._quick else suite.EFFORT
-        self.bar.set_description_str(case.name)
-        try:
-            results = suite.measure(case, self._device, effort, report=self.bar.set_postfix_str)
-        except KeyboardInterrupt:
-            self.bar.close()
-            done = f"{self._done} of {self._total} cases"
-            pytest.exit(f"interrupted; {done} measured, in {self.file.path}", INTERRUPTED)
-        self.file.append(as_row(case, result, self._environment) for result in results)
-        self._done += 1
-        self.bar.update()
-        return results
+    def append_once(self, case: Case, result: Result) -> None:
+        """A provider that has no times says so in one row, whatever number of tests find it out."""
+        key = (case.name, result.provider, result.pass_name, result.mode)
+        if key not in self._written:
+            self._written.add(key)
+            self.file.append([as_row(case, result, self._environment)])
 
 
 @pytest.fixture(scope="session")
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    total = len({item.callspec.params["case"] for item in request.session.items if hasattr(item, "callspec")})
-    with _uncaptured(request.config):
-        session = Session(request.config, total)
+def session(pytestconfig: pytest.Config) -> Iterator[Session]:
+    session = Session(pytestconfig)
     yield session
-    session.bar.close()
-    with _uncaptured(request.config):
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\nwritten: {session.file.path}")
 
 
 @pytest.fixture(scope="module")
-def results(case: Case, session: Session, pytestconfig: pytest.Config) -> list[Result]:
-    """All rows of a case."""
-    with _uncaptured(pytestconfig):
-        return session.measure(case)
-
-
-def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
-    """In which a bar is seen: pytest keeps what is printed to itself."""
-    return config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled()
+def case_run(case: Case, pytestconfig: pytest.Config) -> CaseRun:
+    """The providers of a case, checked."""
+    device = _device(pytestconfig)
+    effort = suite.QUICK_EFFORT if pytestconfig.getoption("quick") else suite.EFFORT
+    return CaseRun(case, device, effort, _clock(device))

@@ -1,6 +1,7 @@
-"""What a GPU needs besides: time from CUDA events, inputs that do not stay in the L2, graphs, and launches."""
+"""What a GPU needs besides: a clock that waits for it, inputs that do not stay in the L2, graphs, and launches."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,19 +25,10 @@ MOST_SETS = 64
 WARM_UPS_BEFORE_CAPTURE = 3
 
 
-class EventClock:
-    """Marks in the current stream: the GPU's own time, with its waiting for a host that is late."""
-
-    def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def wait(self) -> None:
-        torch.cuda.synchronize()
-
-    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        return 1e-3 * start.elapsed_time(end)
+def synchronised_seconds() -> float:
+    """The time when the device has done all that it was asked for: a round has its launch and its wait in it."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def input_sets(case: Case, l2_bytes: int) -> int:

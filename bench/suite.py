@@ -1,19 +1,20 @@
-"""One case of the benchmark: every provider is checked, those that are right take turns, and figures are counted."""
+"""One case of the benchmark: every provider is checked and counted once, before any of its passes is timed."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from bench import gpu_timing
-from bench.cases import GPU, Case, Inputs, make_inputs
+from bench.cases import GPU, Case, make_inputs
 from bench.check import fault
 from bench.figures import Figures, bytes_moved, count, instructions_per_latent, quantile
 from bench.providers import PROVIDERS, Provider
-from bench.timing import Clock, Copying, Effort, HostClock, Stages, Times, take_turns
+from bench.timing import Clock, Copying, Effort, Stages, Work, rounds_of, seconds_of
 
-EFFORT = Effort(seconds=8, least=5, most=100)
-QUICK_EFFORT = Effort(seconds=2, least=5, most=50)
+EFFORT = Effort(seconds=1, least=5, most=100)
+QUICK_EFFORT = Effort(seconds=0.3, least=5, most=50)
 EAGER, GRAPH = "eager", "graph"
 
 
@@ -42,122 +43,98 @@ class Entry(NamedTuple):
     """By pass."""
 
 
-def measure(
-    case: Case,
-    device: torch.device,
-    effort: Effort,
-    providers: Sequence[Provider] = PROVIDERS,
-    report: Callable[[str], None] = lambda _: None,
-    clock: Clock | None = None,
-) -> list[Result]:
-    """All rows of a case. `report` is told what is being done."""
-    torch.compiler.reset()  # or after a few shapes it stops compiling, and runs eagerly without a word
-    gpu, sets = device.type == GPU, 1
-    if gpu:
-        torch.cuda.empty_cache()  # what the case before left lies in pieces
-        sets = gpu_timing.input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
-    inputs = [make_inputs(case, device, seed) for seed in range(sets)]
-    entries, results = [], []
-    for provider in providers:
-        report(f"checking {provider.name}")
-        entry = _enter(provider, case, inputs[0])
-        if isinstance(entry, Entry):
-            entries.append(entry)
-        else:
-            results.append(entry)
-    clock = clock or (gpu_timing.EventClock() if gpu else HostClock())
-    report("timing")
-    results += _timed(case, entries, inputs, clock, effort, EAGER)
-    if gpu and case.latents <= gpu_timing.LAUNCH_BOUND:
-        report("timing graphs")
-        results += _timed_graphs(case, entries, inputs, clock, effort)
-    return results
+class CaseRun:
+    """A case on a device: its inputs, and of every provider an `Entry`, or the row that says why there is none."""
 
+    def __init__(
+        self, case: Case, device: torch.device, effort: Effort, clock: Clock, providers: Sequence[Provider] = PROVIDERS
+    ) -> None:
+        torch.compiler.reset()  # or after a few shapes it stops compiling, and runs eagerly without a word
+        sets = 1
+        if device.type == GPU:
+            torch.cuda.empty_cache()  # what the case before left lies in pieces
+            sets = gpu_timing.input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
+        self.case, self._device, self._effort, self._clock = case, device, effort, clock
+        self._inputs = [make_inputs(case, device, seed) for seed in range(sets)]
+        self.eager = {provider.name: self._enter(provider) for provider in providers}
 
-def _enter(provider: Provider, case: Case, inputs: Inputs) -> Entry | Result:
-    """The provider with everything that is no time, or the row that says why there will be none."""
-    reason = provider.unavailable(case, inputs.q.device)
-    if reason is not None:
-        return _without_times(provider, case, EAGER, "skipped", reason)
-    try:
-        # Made once: another one of a compiled function would be compiled again.
-        stages = provider.stages(case)
-        reason = fault(provider, stages, case, inputs)
+    def entry(self, provider: str, mode: str) -> Entry | Result:
+        """What is to be timed, or the row that says why nothing is."""
+        return (self.graphs if mode == GRAPH else self.eager)[provider]
+
+    def work(self, entry: Entry, pass_name: str) -> Work:
+        """A pass as what is timed, on one set of inputs after the other."""
+        return Work(entry.stages, pass_name, self._inputs)
+
+    def rounds(self, work: Work) -> int:
+        return rounds_of(work, self._clock, self._effort)
+
+    def result(self, entry: Entry, pass_name: str, mode: str, seconds: Iterable[float]) -> Result:
+        """The row of a pass whose rounds took `seconds`."""
+        size = bytes_moved(self.case, entry.provider, pass_name)
+        target = _target(self._device)
+        return Result(
+            entry.provider.name,
+            pass_name,
+            mode,
+            "ok",
+            seconds=tuple(each / entry.stages.calls for each in seconds),
+            bytes=size,
+            copy_bytes_per_second=self._copy_bandwidth(size, mode),
+            figures=entry.figures[pass_name],
+            instructions_per_latent=instructions_per_latent(self.case, entry.provider, pass_name, target),
+        )
+
+    def failure(self, provider: Provider, mode: str, error: Exception) -> Result:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return self._without_times(provider, mode, "failed", reason)
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Entry | Result]:
+        """The same as CUDA graphs, which some providers cannot be."""
+        # Compiled code last: least is known of what it does in a capture.
+        ordered = sorted(self.eager.items(), key=lambda item: isinstance(item[1], Entry) and item[1].provider.compiled)
+        return {name: self._capture(entry) if isinstance(entry, Entry) else entry for name, entry in ordered}
+
+    def _enter(self, provider: Provider) -> Entry | Result:
+        reason = provider.unavailable(self.case, self._device)
         if reason is not None:
-            return _without_times(provider, case, EAGER, "wrong", reason)
-        return Entry(provider, stages, count(provider, stages, inputs))
-    except Exception as error:  # a provider may raise anything, a compiler most of all
-        return _without_times(provider, case, EAGER, "failed", _one_line(error))
+            return self._without_times(provider, EAGER, "skipped", reason)
+        try:
+            # Made once: another one of a compiled function would be compiled again.
+            stages = provider.stages(self.case)
+            reason = fault(provider, stages, self.case, self._inputs[0])
+            if reason is not None:
+                return self._without_times(provider, EAGER, "wrong", reason)
+            return Entry(provider, stages, count(provider, stages, self._inputs[0]))
+        except Exception as error:  # a provider may raise anything, a compiler most of all
+            return self.failure(provider, EAGER, error)
 
-
-def _without_times(provider: Provider, case: Case, mode: str, status: str, reason: str) -> Result:
-    return Result(provider.name, case.passes[-1], mode, status, reason)
-
-
-def _timed(
-    case: Case, entries: list[Entry], inputs: list[Inputs], clock: Clock, effort: Effort, mode: str
-) -> list[Result]:
-    """The rows of providers that are right. Copies of as many bytes as each pass moves take turns with them."""
-    device = inputs[0].q.device
-    sizes = {bytes_moved(case, entry.provider, name) for entry in entries for name in case.passes}
-    copying = Copying(max(sizes, default=0), device, len(inputs))
-    copies = {f"copy {size}": copying.of(size) for size in sizes}
-    if mode == GRAPH:
-        copies = {name: gpu_timing.capture(run, inputs) for name, run in copies.items()}
-    times = take_turns({entry.provider.name: entry.stages for entry in entries} | copies, inputs, clock, effort)
-    results = []
-    for provider, _, figures in entries:
-        found = times[provider.name]
-        if isinstance(found, Exception):
-            results.append(_without_times(provider, case, mode, "failed", _one_line(found)))
-            continue
-        for name in case.passes:
-            size = bytes_moved(case, provider, name)
-            results.append(
-                Result(
-                    provider.name,
-                    name,
-                    mode,
-                    "ok",
-                    seconds=tuple(_seconds(found, name)),
-                    bytes=size,
-                    copy_bytes_per_second=_bandwidth(times[f"copy {size}"], size),
-                    figures=figures[name],
-                    instructions_per_latent=instructions_per_latent(case, provider, name, _target(device)),
-                )
-            )
-    return results
-
-
-def _timed_graphs(case: Case, entries: list[Entry], inputs: list[Inputs], clock: Clock, effort: Effort) -> list[Result]:
-    """The rows of graph replays, of those that can be captured."""
-    results, captured = [], []
-    # Compiled code last: least is known of what it does in a capture.
-    for entry in sorted(entries, key=lambda entry: entry.provider.compiled):
-        waits = entry.figures[case.passes[-1]].synchronisations
+    def _capture(self, entry: Entry) -> Entry | Result:
+        waits = entry.figures[self.case.passes[-1]].synchronisations
         if waits:
             reason = f"waits for the device {waits} times, which no graph can"
-            results.append(_without_times(entry.provider, case, GRAPH, "skipped", reason))
-            continue
+            return self._without_times(entry.provider, GRAPH, "skipped", reason)
         # The allocator's peak says nothing about a graph, which has its memory for good.
         figures = {name: found._replace(peak_bytes=None) for name, found in entry.figures.items()}
         try:
-            captured.append(Entry(entry.provider, gpu_timing.capture(entry.stages, inputs), figures))
+            return Entry(entry.provider, gpu_timing.capture(entry.stages, self._inputs), figures)
         except Exception as error:  # what cannot be captured raises many things
-            results.append(_without_times(entry.provider, case, GRAPH, "failed", _one_line(error)))
-    return results + _timed(case, captured, inputs, clock, effort, GRAPH)
+            return self.failure(entry.provider, GRAPH, error)
 
+    def _without_times(self, provider: Provider, mode: str, status: str, reason: str) -> Result:
+        return Result(provider.name, self.case.passes[-1], mode, status, reason)
 
-def _seconds(times: Times, name: str) -> list[float]:
-    if name == "step":
-        return times.step
-    return times.backward if name == "backward" else times.forward
-
-
-def _bandwidth(copy: Times | Exception, size: int) -> float:
-    if isinstance(copy, Exception):
-        raise copy
-    return size / quantile(copy.forward, 0.5)
+    @functools.cache  # noqa: B019 - a run lives as long as its case is timed
+    def _copy_bandwidth(self, size: int, mode: str) -> float:
+        """Bytes per second of a copy that moves as many as a pass does, by the same clock."""
+        stages = Copying(size, self._device, len(self._inputs)).stages()
+        if mode == GRAPH:
+            stages = gpu_timing.capture(stages, self._inputs)
+        work = Work(stages, "forward", self._inputs)
+        seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
+        return size * stages.calls / quantile(seconds, 0.5)
 
 
 def _target(device: torch.device) -> str | None:
@@ -167,8 +144,3 @@ def _target(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

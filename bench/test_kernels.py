@@ -1,49 +1,37 @@
-"""The stochastic step of every provider on every case, as pytest-benchmark's table; `make bench`."""
+"""The stochastic step of every provider on every case, timed by pytest-benchmark; `make bench`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from bench.cases import Case
+from bench.conftest import Session
 from bench.providers import PROVIDERS
-from bench.suite import EAGER, GRAPH, Result
+from bench.suite import EAGER, GRAPH, CaseRun, Result
 
 
-class Playback:
-    """A clock on which times that were measured before pass again."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def play(self, benchmark: Any, seconds: Sequence[float]) -> None:
-        """Let pytest-benchmark time one after the other."""
-        remaining = iter(seconds)
-
-        def advance() -> None:
-            self.now += next(remaining)
-
-        benchmark.pedantic(advance, rounds=len(seconds))
-
-
-playback = Playback()
-
-
-# pytest-benchmark would time one provider to its end, then the next, and a machine that gets busy in between would
-# decide who wins. So the providers of a case take turns (bench.suite), and their times are played back to it.
-@pytest.mark.benchmark(timer=playback)
-@pytest.mark.parametrize("mode", [EAGER, GRAPH])
+# Those that are compared run one after the other: whoever is listed first varies fastest.
 @pytest.mark.parametrize("provider", [provider.name for provider in PROVIDERS])
-def test_step(benchmark: Any, results: list[Result], case: Case, provider: str, mode: str) -> None:
-    found = [row for row in results if (row.provider, row.mode) == (provider, mode)]
-    if not found:
-        pytest.skip("graphs are for small cases on GPUs")
-    row = next((row for row in found if row.pass_name == case.passes[-1]), found[0])
-    if row.status == "skipped":
-        pytest.skip(row.reason)
-    assert row.status == "ok", row.reason
-    benchmark.group = f"{case.name}, {row.pass_name}"
-    benchmark.name = provider if mode == EAGER else f"{provider} (graph)"
-    playback.play(benchmark, row.seconds)
+@pytest.mark.parametrize("pass_name", ["forward", "backward", "step", "sample"])
+@pytest.mark.parametrize("mode", [EAGER, GRAPH])
+def test_pass(
+    benchmark: Any, session: Session, case_run: CaseRun, case: Case, provider: str, pass_name: str, mode: str
+) -> None:
+    entry = case_run.entry(provider, mode)
+    if isinstance(entry, Result):
+        session.append_once(case, entry)
+        if entry.status == "skipped":
+            pytest.skip(entry.reason)
+        pytest.fail(f"{entry.status}: {entry.reason}", pytrace=False)
+    benchmark.group = f"{case.name}, {pass_name}" + (f", graphs of {entry.stages.calls}" if mode == GRAPH else "")
+    benchmark.name = provider
+    work = case_run.work(entry, pass_name)
+    try:
+        rounds = case_run.rounds(work)
+        with work.context():
+            benchmark.pedantic(work.run, setup=work.prepare, teardown=work.drop, rounds=rounds, warmup_rounds=1)
+    except Exception as error:
+        session.append_once(case, case_run.failure(entry.provider, mode, error))
+        raise
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        session.append_once(case, case_run.result(entry, pass_name, mode, benchmark.stats.stats.data))

@@ -1,6 +1,7 @@
 """The benchmark times nothing that is wrong, and its rows say why; its cases and figures are what they claim."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from bench.cases import CASES, CPU, GPU, Case, make_inputs, select
 from bench.check import fault, not_normal
 from bench.figures import bytes_moved, count, instructions_per_latent, quantile
 from bench.providers import PROVIDERS, Provider
-from bench.suite import EAGER, GRAPH, Entry, _timed_graphs, measure
-from bench.timing import Effort, HostClock
+from bench.suite import EAGER, GRAPH, CaseRun, Entry, Result
+from bench.timing import Effort, seconds_of
 from ladder_kernels.backends import cpp
 from ladder_kernels.noise import philox_normal
 
@@ -158,19 +159,20 @@ def test_what_is_not_normal_noise_is_seen(make, statistic):
     assert f"not standard normal: {statistic} off" in not_normal(make(noise))
 
 
+def run_of(*providers, case=TINY, clock=time.perf_counter):
+    return CaseRun(case, DEVICE, ONCE, clock, providers)
+
+
 def test_a_planted_error_in_a_backend_is_a_wrong_row_without_a_time(monkeypatch):
     forward = cpp.forward
     monkeypatch.setattr(
         cpp, "forward", lambda *arguments: (out := forward(*arguments))._replace(logprob_q=out.logprob_q + 1)
     )
-    rows = measure(TINY, DEVICE, ONCE, [BY_NAME["torch"], BY_NAME["cpp"]])
-    (wrong,) = [row for row in rows if row.provider == "cpp"]
+    run = run_of(BY_NAME["torch"], BY_NAME["cpp"])
+    wrong = run.entry("cpp", EAGER)
     assert (wrong.pass_name, wrong.status, wrong.seconds) == ("step", "wrong", ())
     assert "logprob_q is off by" in wrong.reason
-    right = [row for row in rows if row.provider == "torch"]
-    assert [(row.pass_name, row.status, len(row.seconds)) for row in right] == [
-        (name, "ok", 1) for name in ("forward", "backward", "step")
-    ]
+    assert isinstance(run.entry("torch", EAGER), Entry)
 
 
 def test_a_provider_that_raises_or_cannot_run_leaves_the_others_alone(monkeypatch):
@@ -179,26 +181,21 @@ def test_a_provider_that_raises_or_cannot_run_leaves_the_others_alone(monkeypatc
 
     monkeypatch.setattr("bench.providers.reason_unavailable", lambda name: "not built" if name == "cpp" else None)
     upstream = BY_NAME["upstream"]
-    rows = measure(
-        TINY,
-        DEVICE,
-        ONCE,
-        [
-            BY_NAME["triton"],
-            BY_NAME["cpp"],
-            BY_NAME["torch, compiled"],
-            upstream._replace(name="unmade", make=raising),
-            upstream._replace(name="raising", make=lambda case: raising),
-            upstream,
-        ],
+    run = run_of(
+        BY_NAME["triton"],
+        BY_NAME["cpp"],
+        BY_NAME["torch, compiled"],
+        upstream._replace(name="unmade", make=raising),
+        upstream._replace(name="raising", make=lambda case: raising),
+        upstream,
     )
-    assert {(row.provider, row.status, row.reason) for row in rows} == {
-        ("triton", "skipped", "there is no GPU"),
-        ("cpp", "skipped", "not built"),
-        ("torch, compiled", "skipped", "compiling takes too long to do it for every case"),
-        ("unmade", "failed", "RuntimeError: no kernel"),
-        ("raising", "failed", "RuntimeError: no kernel"),
-        ("upstream", "ok", ""),
+    assert isinstance(run.eager.pop("upstream"), Entry)
+    assert {name: (row.status, row.reason) for name, row in run.eager.items()} == {
+        "triton": ("skipped", "there is no GPU"),
+        "cpp": ("skipped", "not built"),
+        "torch, compiled": ("skipped", "compiling takes too long to do it for every case"),
+        "unmade": ("failed", "RuntimeError: no kernel"),
+        "raising": ("failed", "RuntimeError: no kernel"),
     }
 
 
@@ -217,7 +214,10 @@ def test_validation_is_on_for_upstream_alone_and_left_as_it_was():
 
         return provider._replace(make=make)
 
-    measure(TINY, DEVICE, ONCE, [spying(BY_NAME[name]) for name in ("upstream", "upstream, validation off")])
+    run = run_of(*(spying(BY_NAME[name]) for name in ("upstream", "upstream, validation off")))
+    seen.clear()
+    for entry in run.eager.values():
+        seconds_of(run.work(entry, "step"), time.perf_counter)
     assert seen == {"upstream": True, "upstream, validation off": False}
     assert torch.distributions.Distribution._validate_args
 
@@ -272,22 +272,18 @@ def test_quantiles():
 
 
 def test_graphs_are_timed_of_those_that_can_be_captured(monkeypatch):
+    run = run_of(*(BY_NAME[name] for name in ("upstream", "torch", "cpp")))
+    refusing = run.eager["cpp"].stages
+
     def capture(stages, inputs):
-        if stages is refusing.stages:
+        if stages is refusing:
             raise RuntimeError("operation not permitted when stream is capturing")
         return stages
 
     monkeypatch.setattr("bench.gpu_timing.capture", capture)
-    inputs = make_inputs(TINY, DEVICE)
-    entries = []
-    for name in ("upstream", "torch", "cpp"):
-        stages = BY_NAME[name].stages(TINY)
-        entries.append(Entry(BY_NAME[name], stages, count(BY_NAME[name], stages, inputs)))
-    refusing = entries[2]
-    rows = _timed_graphs(TINY, entries, [inputs], HostClock(), ONCE)
-    assert {row.mode for row in rows} == {GRAPH} != {EAGER}
-    assert {(row.provider, row.status, row.reason) for row in rows} == {
-        ("upstream", "skipped", "waits for the device 11 times, which no graph can"),
-        ("torch", "ok", ""),
-        ("cpp", "failed", "RuntimeError: operation not permitted when stream is capturing"),
+    assert isinstance(run.entry("torch", GRAPH), Entry)
+    rows = [row for row in run.graphs.values() if isinstance(row, Result)]
+    assert {(row.provider, row.mode, row.status, row.reason) for row in rows} == {
+        ("upstream", GRAPH, "skipped", "waits for the device 11 times, which no graph can"),
+        ("cpp", GRAPH, "failed", "RuntimeError: operation not permitted when stream is capturing"),
     }

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import INTERRUPTED, conftest, run_info, suite
+from bench import run_info
 from bench.cases import CPU, Case
 from bench.conftest import Session
 from bench.figures import Figures
@@ -78,31 +78,9 @@ def test_a_quick_look_does_not_replace_what_is_kept(monkeypatch):
     assert quick.parent.parts == ("out", "bench")
 
 
-def test_an_interruption_keeps_the_cases_before_it_and_is_one_line(tmp_path, monkeypatch):
-    answers = iter([[GOOD], KeyboardInterrupt()])
-
-    def measure(*_, **__):
-        answer = next(answers)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(suite, "measure", measure)
+def test_a_row_is_in_the_file_at_once_and_a_provider_without_times_has_one(tmp_path):
     options = {"quick": True, "device": DEVICE, "results": tmp_path / "x.csv"}
-    session = Session(SimpleNamespace(getoption=options.__getitem__), total=3)
-    assert session.measure(CASE) == [GOOD]
-    with pytest.raises(pytest.exit.Exception) as interruption:
-        session.measure(CASE)
-    assert interruption.value.returncode == INTERRUPTED
-    assert str(interruption.value) == f"interrupted; 1 of 3 cases measured, in {tmp_path / 'x.csv'}"
-    assert [row["case"] for row in read(tmp_path / "x.csv")] == [CASE.name]
-
-
-def test_effort_follows_quick(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(suite, "measure", lambda case, device, effort, **_: seen.append(effort) or [])
-    for quick in (True, False):
-        options = {"quick": quick, "device": None, "results": tmp_path / "x.csv"}
-        monkeypatch.setattr(conftest.cli, "default_device", lambda: DEVICE)
-        Session(SimpleNamespace(getoption=options.__getitem__), total=1).measure(CASE)
-    assert seen == [suite.QUICK_EFFORT, suite.EFFORT]
+    session = Session(SimpleNamespace(getoption=options.__getitem__))
+    for result in (GOOD, SKIPPED, SKIPPED):
+        session.append_once(CASE, result)
+    assert [row["provider"] for row in read(tmp_path / "x.csv")] == [GOOD.provider, SKIPPED.provider]

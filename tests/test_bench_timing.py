@@ -1,68 +1,49 @@
-"""How the benchmark times: in turns, by any clock; and the parts for GPUs, with a GPU that is played."""
+"""How the benchmark times a pass; and the parts for GPUs, with a GPU that is played."""
 
 import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import gpu_timing, timing
+from bench import gpu_timing
 from bench.cases import CASES, CPU, Case
-from bench.figures import quantile
 from bench.providers import PROVIDERS
-from bench.suite import measure
-from bench.test_kernels import Playback
-from bench.timing import Copying, Effort, Stages, Times, take_turns
+from bench.suite import CaseRun
+from bench.timing import Copying, Effort, Stages, Work, rounds_of, seconds_of
 
+ROOT = Path(__file__).parents[1]
 TINY = Case("tiny", 2, (4, 4), 8)
 UPSTREAM = PROVIDERS[0]
 
 
 class FakeClock:
-    """Time passes only where somebody says so."""
+    """Time passes only where somebody says so, and a tick at every look."""
+
+    TICK = 1e-3
 
     def __init__(self):
         self.now = 0.0
-        self.waits = 0
 
-    def mark(self):
+    def __call__(self):
+        self.now += self.TICK
         return self.now
 
-    def wait(self):
-        self.waits += 1
-
-    def seconds(self, start, end):
-        return end - start
-
-    def taking(self, seconds, log=None, name=""):
+    def taking(self, seconds):
         def work(*_):
             self.now += seconds
-            if log is not None:
-                log.append(name)
 
         return work
 
 
-def test_runs_take_turns_and_each_stage_has_its_own_time():
-    clock, log = FakeClock(), []
-    runs = {
-        "a": Stages(clock.taking(1.0, log, "a"), clock.taking(2.0)),
-        "b": Stages(clock.taking(4.0, log, "b")),
-    }
-    found = take_turns(runs, [None], clock, Effort(0, 3, 9))
-    assert log == ["a", "b"] * (timing.WARM_UP_ROUNDS + 3)
-    assert found == {"a": Times([1.0] * 3, [2.0] * 3), "b": Times([4.0] * 3, [])}
-    assert found["a"].step == [3.0] * 3
-
-
-@pytest.mark.parametrize(("effort", "rounds"), [((30, 2, 50), 10), ((30, 2, 5), 5), ((30, 20, 50), 20)])
-def test_rounds_fit_the_time_between_bounds(effort, rounds):
-    clock = FakeClock()
-    found = take_turns({"a": Stages(clock.taking(1.0), clock.taking(2.0))}, [None], clock, Effort(*effort))
-    assert len(found["a"].forward) == rounds
-
-
-def test_the_context_is_entered_around_a_turn_and_is_not_timed():
+@pytest.mark.parametrize(("name", "seconds"), [("forward", 1.0), ("backward", 2.0), ("step", 3.0)])
+def test_a_pass_has_its_own_time_and_its_context_none(name, seconds):
     clock = FakeClock()
 
     @contextlib.contextmanager
@@ -71,102 +52,70 @@ def test_the_context_is_entered_around_a_turn_and_is_not_timed():
         yield
         clock.now += 100
 
-    found = take_turns({"a": Stages(clock.taking(1.0), context=slow)}, [None], clock, Effort(0, 1, 1))
-    assert found["a"].forward == [1.0]
+    stages = Stages(clock.taking(1.0), clock.taking(2.0), slow)
+    assert seconds_of(Work(stages, name, [None]), clock) == pytest.approx(seconds + clock.TICK)
 
 
-def test_all_inputs_have_their_turn_before_the_device_is_waited_for():
-    clock, seen = FakeClock(), []
-    found = take_turns({"a": Stages(seen.append)}, ["x", "y"], clock, Effort(0, 2, 2))
-    turns = timing.WARM_UP_ROUNDS + 2
-    assert seen == ["x", "y"] * turns
-    assert clock.waits == turns
-    assert len(found["a"].forward) == 4
-
-
-def test_a_graph_of_several_calls_is_replayed_once_a_turn_and_its_time_divided():
-    clock, seen = FakeClock(), []
-    graph = Stages(clock.taking(6.0, seen), clock.taking(3.0), calls=3)
-    found = take_turns({"a": graph}, ["x", "y", "z"], clock, Effort(18, 1, 9))
-    assert found["a"] == Times([2.0] * 2, [1.0] * 2)
-
-
-def test_a_run_that_raises_is_dropped_and_the_others_go_on():
-    clock, calls = FakeClock(), []
-
-    def failing(_):
-        calls.append(None)
-        if len(calls) == 2:
-            raise MemoryError("no more")
-
-    found = take_turns({"a": Stages(failing), "b": Stages(clock.taking(1.0))}, [None], clock, Effort(0, 4, 4))
-    assert isinstance(found["a"], MemoryError)
-    assert len(calls) == 2
-    assert found["b"].forward == [1.0] * 4
-
-
-def test_a_planted_slowdown_shows_in_the_figures():
+@pytest.mark.parametrize(("effort", "rounds"), [((30, 2, 50), 10), ((30, 2, 5), 5), ((30, 20, 50), 20)])
+def test_rounds_fit_the_time_between_bounds(effort, rounds):
     clock = FakeClock()
-
-    def taking(seconds):
-        def make(case):
-            forward = UPSTREAM.make(case)
-
-            def slowed(inputs):
-                clock.now += seconds
-                return forward(inputs)
-
-            return slowed
-
-        return UPSTREAM._replace(name=f"{seconds} s", make=make)
-
-    rows = measure(TINY, torch.device(CPU), Effort(0, 3, 3), [taking(1.0), taking(1.5)], clock=SlowCopies(clock))
-    medians = {(row.provider, row.pass_name): quantile(row.seconds, 0.5) for row in rows}
-    # A tick passes at every mark, so that a copy takes some time too.
-    for seconds in (1.0, 1.5):
-        assert medians[f"{seconds} s", "forward"] == pytest.approx(seconds + SlowCopies.TICK)
-        assert medians[f"{seconds} s", "backward"] == pytest.approx(SlowCopies.TICK)
-        assert medians[f"{seconds} s", "step"] == pytest.approx(seconds + 2 * SlowCopies.TICK)
-    for row in rows:
-        assert row.copy_bytes_per_second == pytest.approx(row.bytes / SlowCopies.TICK)
+    work = Work(Stages(clock.taking(2.9)), "forward", [None])
+    assert rounds_of(work, clock, Effort(*effort)) == rounds
 
 
-class SlowCopies:
-    """A clock on which every mark takes a tick."""
+def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
+    seen = []
+    work = Work(Stages(lambda given: seen.append(given) or object()), "sample", ["x", "y"])
+    for _ in range(3):
+        seconds_of(work, FakeClock())
+    assert seen == ["x", "y", "x"]
+    assert work._result is None
 
-    TICK = 1e-3
 
-    def __init__(self, clock):
-        self._clock = clock
-        self.wait, self.seconds = clock.wait, clock.seconds
+def test_a_graph_of_several_calls_has_its_time_divided():
+    run = CaseRun(TINY, torch.device(CPU), Effort(0, 1, 1), FakeClock(), [UPSTREAM])
+    entry = run.eager["upstream"]
+    graph = entry._replace(stages=entry.stages._replace(calls=3))
+    assert run.result(graph, "step", "eager", [6.0, 3.0]).seconds == (2.0, 1.0)
 
-    def mark(self):
-        self._clock.now += self.TICK
-        return self._clock.now
+
+SLOWED = """
+import time
+from bench import providers
+upstream, slow = providers.PROVIDERS[:2]
+def make(case):
+    forward = upstream.make(case)
+    return lambda inputs: (time.sleep(0.05), forward(inputs))[1]
+providers.PROVIDERS = (upstream, upstream._replace(name="slowed", make=make))
+from bench import cases
+cases.CASES = (cases.Case("tiny", 2, (4, 4), 8, quick=True),)
+"""
+
+
+def test_a_planted_slowdown_shows_in_the_table_and_in_pytest_benchmark(tmp_path):
+    (tmp_path / "planted.py").write_text(SLOWED)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "planted", "-p", "no:cacheprovider", "bench", "--quick"]
+    command += ["--device", "cpu", "--results", str(tmp_path / "x.csv"), f"--benchmark-json={tmp_path / 'x.json'}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = {(row["provider"], row["pass"]): float(row["median_us"]) for row in csv.DictReader(file)}
+    assert len(rows) == 6
+    for name in ("forward", "step"):
+        assert rows["slowed", name] > rows["upstream", name] + 40_000
+    assert rows["slowed", "backward"] < 50_000
+    for each in json.loads((tmp_path / "x.json").read_text())["benchmarks"]:
+        key = each["name"], each["group"].removeprefix("tiny, ")
+        assert 1e6 * each["stats"]["median"] == pytest.approx(rows[key], rel=1e-3)
 
 
 def test_a_copy_moves_as_many_bytes_as_it_says_and_changes_buffers():
-    copying = Copying(4096, torch.device(CPU), 2)
-    sources = [source.fill_(value) for value, (source, _) in enumerate(copying._buffers, start=1)]
-    assert sources[0].data_ptr() != sources[1].data_ptr()
-    copy = copying.of(1024)
+    copying = Copying(1024, torch.device(CPU), 2)
+    copy = copying.stages()
     copy.forward(None)
-    assert [int((target == 1).sum()) for _, target in copying._buffers] == [1024 // 8, 0]
+    assert [int(target.sum()) for _, target in copying._buffers] == [1024 // 8, 0]
     copy.forward(None)
-    assert [int((target == 2).sum()) for _, target in copying._buffers] == [0, 1024 // 8]
-
-
-def test_playback_lets_pytest_benchmark_measure_what_was_measured():
-    playback, measured = Playback(), []
-
-    def pedantic(target, rounds):
-        for _ in range(rounds):
-            start = playback()
-            target()
-            measured.append(playback() - start)
-
-    playback.play(SimpleNamespace(pedantic=pedantic), (3.0, 1.0, 2.0))
-    assert measured == [3.0, 1.0, 2.0]
+    assert [int(target.sum()) for _, target in copying._buffers] == [1024 // 8] * 2
 
 
 def test_inputs_together_exceed_the_l2():
