@@ -18,7 +18,7 @@ from bench.providers import PROVIDERS
 from bench.suite import CaseRun
 from bench.timing import Copying, Effort, Stages, Work, rounds_of, seconds_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = Case("tiny", 2, (4, 4), 8)
 UPSTREAM = PROVIDERS[0]
 

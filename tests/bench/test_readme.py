@@ -6,7 +6,7 @@ import pytest
 
 from bench import plots, readme
 from bench.read_results import Results, find
-from tests.made_up_results import changed, kernel_rows, loss_rows, training_rows, write
+from tests.bench.made_up_results import changed, kernel_rows, loss_rows, training_rows, write
 
 NAMES = ("kernels", "training", "audit")
 KERNELS, TRAINING = "abacus-2026-01-31.csv", "abacus-2026-01-31-train.csv"

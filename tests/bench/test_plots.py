@@ -10,7 +10,7 @@ from bench import figure_style, plots
 from bench.kernel_figures import kernel_figures
 from bench.read_results import find, newest, read
 from bench.training_figures import training_figures
-from tests.made_up_results import SECONDS, changed, kernel_rows, loss_rows, training_rows, write
+from tests.bench.made_up_results import SECONDS, changed, kernel_rows, loss_rows, training_rows, write
 
 KERNELS, TRAINING = "abacus-2026-01-31.csv", "abacus-2026-01-31-train.csv"
 

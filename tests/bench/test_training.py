@@ -283,7 +283,7 @@ sys.exit(code)
 def test_it_runs_with_the_model_s_own_dependencies_alone(results: Path) -> None:
     options = [*TINY, "--rounds", "1", "--results", str(results)]
     command = [sys.executable, "-c", PARTS.format(options=options)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "scikit-image is not installed" in done.stdout
     assert row(results, "patched")["status"] == "ok"
