@@ -24,8 +24,8 @@ class Gaussian(NamedTuple):
     log_var: Tensor
     log_var_is_exact: bool
     """Whether log_var is the raw parameter itself: then ratios come from it, else from the stds."""
-    slope: Tensor | float
-    """d log_var / d raw inside the clamp, in (0, 1]."""
+    slope: tuple[Tensor, Tensor] | None
+    """d log_var / d raw inside the clamp, as numerator and denominator: a forward pass need not divide. None: 1."""
     clamped: Tensor | None
     """Where the raw parameter lay outside of its clamp; None: nowhere."""
 
@@ -37,7 +37,7 @@ class Gaussian(NamedTuple):
 
     def to_raw(self, grad_log_var: Tensor) -> Tensor:
         """The gradient of the raw parameter from that of log_var; 0 outside of the clamp."""
-        grad = grad_log_var * self.slope
+        grad = grad_log_var if self.slope is None else grad_log_var * (self.slope[0] / self.slope[1])
         return grad if self.clamped is None else torch.where(self.clamped, 0.0, grad)
 
 
@@ -61,15 +61,15 @@ def gaussian(mean: Tensor, raw: Tensor, variance: VarianceMap) -> Gaussian:
         exponential = torch.exp(torch.minimum(raw, zero))
         var = exponential + torch.maximum(raw, zero) + variance.floor
         std = torch.sqrt(var)
-        return Gaussian(mean, std, (std,), torch.log(var), False, exponential / var, clamped)
+        return Gaussian(mean, std, (std,), torch.log(var), False, (exponential, var), clamped)
     root = torch.exp(0.25 * raw)
-    return Gaussian(mean, root * root, (root, root), raw, True, 1.0, clamped)
+    return Gaussian(mean, root * root, (root, root), raw, True, None, clamped)
 
 
 def standard_normal(like: Tensor) -> Gaussian:
     """N(0, I) as scalars, of the dtype and device of `like`."""
     zero = like.new_zeros(())
-    return Gaussian(zero, zero + 1, (), zero, True, 1.0, None)
+    return Gaussian(zero, zero + 1, (), zero, True, None, None)
 
 
 class Latent(NamedTuple):
