@@ -12,7 +12,7 @@
 
 namespace ladder_kernels {
 
-// In the order of ladder_kernels/backends/step.py, so that its tuples are passed as they are.
+// In the order of Step in ladder_kernels/backends/step.py, the variance map field by field.
 #define LADDER_STEP_SCHEMA                                                                                \
   "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, float temperature, int[]? window, " \
   "bool elementwise, bool channels_last"

@@ -1,6 +1,5 @@
 """The public functions: arguments are checked, the noise is chosen, the backend is called."""
 
-import numbers
 import operator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from ladder_kernels.autograd import default_is_philox, run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
-from ladder_kernels.variance import NUMBERS, VarianceMap
+from ladder_kernels.variance import VarianceMap, as_number
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Python's and a compiler's symbolic ones.
@@ -102,7 +101,7 @@ def normal_sample_kl(
         draw=draw,
         kl="analytic" if analytical_kl else "monte_carlo",
         variance=_checked(variance),
-        temperature=_as_number(temperature, "temperature"),
+        temperature=as_number(temperature, "temperature"),
         window=window,
         elementwise=elementwise,
         channels_last=is_channels_last(q_params),
@@ -177,7 +176,7 @@ def _sampling(
         draw=draw,
         kl="none",
         variance=_checked(variance),
-        temperature=_as_number(temperature, "temperature"),
+        temperature=as_number(temperature, "temperature"),
         channels_last=is_channels_last(params),
     )
     return params, source, step
@@ -209,15 +208,6 @@ def _check_prior(p: Tensor, q: Tensor) -> None:
 def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
     if tensor.device != packed.device:
         raise ValueError(f"{name} is on {tensor.device}, the parameters are on {packed.device}")
-
-
-def _as_number(value: Any, name: str) -> float:
-    """Not a tensor: its gradient would be lost, and its value is needed on the host."""
-    if isinstance(value, NUMBERS):
-        return value  # type: ignore[return-value]  # a symbolic number acts as one
-    if isinstance(value, numbers.Real):  # NumPy's
-        return float(value)
-    raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
 
 
 def _checked(variance: VarianceMap) -> VarianceMap:

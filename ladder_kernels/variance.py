@@ -1,11 +1,12 @@
 """`VarianceMap`: how a raw parameter becomes a variance, the one thing in which kinds of VAE differ.
 
 The formulas themselves are `gaussian` in `backends/torch/formulas.py`, `backends/triton/formulas.py` and
-`csrc/formulas.h`; nothing else asks for the kind.
+`csrc/formulas.h`. There, the ratio of two variances is the only other thing that may depend on the kind.
 """
 
 import dataclasses
 import numbers
+from typing import Any
 
 import torch
 
@@ -13,7 +14,16 @@ FLOORS = {"stable": 1e-6, "exp": 0.0}
 """The kinds, and the floor that each has if none is given."""
 KINDS = tuple(FLOORS)
 # Python's and a compiler's symbolic ones.
-NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
+_NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
+
+
+def as_number(value: Any, name: str, expected: str = "a number") -> float:
+    """Raises TypeError for what is none; not a tensor: its gradient would be lost, and its value is needed here."""
+    if isinstance(value, _NUMBERS):
+        return value  # type: ignore[return-value]  # a symbolic number acts as one
+    if isinstance(value, numbers.Real):  # NumPy's
+        return float(value)
+    raise TypeError(f"{name} must be {expected}, got {type(value).__name__} {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +52,8 @@ class VarianceMap:
             raise ValueError(f"unknown kind of variance map {self.kind!r}; there are {', '.join(KINDS)}")
         for name in ("raw_min", "raw_max", "floor"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, NUMBERS):
-                if not isinstance(value, numbers.Real):  # NumPy's are
-                    raise TypeError(f"{name} must be a number or None, got {type(value).__name__} {value!r}")
-                object.__setattr__(self, name, float(value))
+            if value is not None:
+                object.__setattr__(self, name, as_number(value, name, "a number or None"))
         if self.floor is None:
             object.__setattr__(self, "floor", own)
         if own == 0.0 and self.floor != 0.0:
@@ -57,7 +65,7 @@ class VarianceMap:
 
     @staticmethod
     def careamics(raw_max: float | None = 20.0) -> "VarianceMap":
-        """CAREamics, muSplit, denoiSplit: `StableLogVar` (models/lvae/stochastic.py), clamped by `var_clip_max`."""
+        """CAREamics, muSplit, denoiSplit: `StableLogVar` (models/lvae/utils.py), clamped by `var_clip_max`."""
         return VarianceMap("stable", raw_max=raw_max)
 
     @staticmethod

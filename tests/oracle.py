@@ -49,7 +49,7 @@ def step(
     p_params: Tensor | None,
     *,
     analytical_kl: bool = False,
-    variance: VarianceMap = VarianceMap(),  # noqa: B008
+    variance: VarianceMap = VarianceMap(),  # noqa: B008  # frozen, so one default may serve all
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     mode: bool = False,
