@@ -1,5 +1,6 @@
 """What is particular to the native CPU backend: threads, instruction sets, and an extension that cannot serve."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.test_functional import packed, random_incoming
+
+importlib.import_module("ladder_kernels._C")  # registers torch.ops.ladder_kernels_cpu
 
 
 def step_and_gradients(shape, p_batch, layout=torch.contiguous_format):

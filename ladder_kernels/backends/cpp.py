@@ -6,7 +6,7 @@ from ladder_kernels.backends import native
 
 NAME = "cpp"
 
-_ops = native.Ops("ladder_kernels_cpu")
+_ops = native.Ops("ladder_kernels._C", "ladder_kernels_cpu")
 forward, backward, sample = _ops.forward, _ops.backward, _ops.sample
 
 

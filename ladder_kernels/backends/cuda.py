@@ -7,7 +7,7 @@ from ladder_kernels.backends import native
 
 NAME = "cuda"
 
-_ops = native.Ops("ladder_kernels_cuda")
+_ops = native.Ops("ladder_kernels._CUDA", "ladder_kernels_cuda")
 forward, backward, sample = _ops.forward, _ops.backward, _ops.sample
 
 

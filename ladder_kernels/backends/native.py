@@ -34,15 +34,17 @@ class Ops:
 
     Parameters
     ----------
+    extension
+        The module that registers the ops when it is imported, which the first call does.
     namespace
         Of the ops, as in `torch.ops.<namespace>.forward`.
     """
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, extension: str, namespace: str) -> None:
+        self._op = functools.cache(functools.partial(_op, extension, namespace))
 
     def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
-        return StepOutputs(*_op(self._namespace, "forward")(q, p, source, *_arguments(step)))
+        return StepOutputs(*self._op("forward")(q, p, source, *_arguments(step)))
 
     def backward(
         self,
@@ -53,16 +55,15 @@ class Ops:
         grads: StepGrads,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return _op(self._namespace, "backward")(q, p, source, *_arguments(step), *grads, *needs)
+        return self._op("backward")(q, p, source, *_arguments(step), *grads, *needs)
 
     def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-        return _op(self._namespace, "sample")(q, source, *_arguments(step))
+        return self._op("sample")(q, source, *_arguments(step))
 
 
-@functools.cache
-def _op(namespace: str, name: str) -> Callable[..., Any]:
-    # The overload itself: calling it skips the look-up by arguments. Not before the first call: the extension may not
-    # be loaded.
+def _op(extension: str, namespace: str, name: str) -> Callable[..., Any]:
+    importlib.import_module(extension)
+    # The overload itself: calling it skips the look-up by arguments.
     return getattr(getattr(torch.ops, namespace), name).default
 
 
