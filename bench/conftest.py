@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, cli, gpu_timing, suite
-from bench.cases import GPU, Case
-from bench.results_file import ResultsFile, as_row
-from bench.run_info import default_path, environment
-from bench.suite import GRAPH, CaseRun, Result
+from bench import cli
+from bench.kernels import cases
+from bench.kernels import run as suite
+from bench.kernels.cases import GPU, Case
+from bench.kernels.run import GRAPH, CaseRun, Result
+from bench.measure import gpu_timing
+from bench.measure.run_info import default_path, environment
+from bench.report.results_file import ResultsFile, as_row
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

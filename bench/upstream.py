@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from bench.cases import Case
+from bench.kernels.cases import Case
 
 
 def upstream_block(case: Case) -> nn.Module:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import demo, demo_run
-from bench.careamics_model import build_model, kl_maps, predict
-from bench.demo_table import console_table
-from bench.measure import Calls, bytes_kept, count_calls, median_seconds
-from bench.micrograph import load_micrograph, psnr, random_patches
-from bench.trainer import Trainer, one_cycle
+from bench.careamics import build_model, kl_maps, predict
+from bench.demo import __main__ as demo
+from bench.demo import run as demo_run
+from bench.demo.table import console_table
+from bench.measure.launches import Calls, bytes_kept, count_calls, median_seconds
+from bench.training.micrograph import load_micrograph, psnr, random_patches
+from bench.training.trainer import Trainer, one_cycle
 
 CPU = torch.device("cpu")
 TINY = ["--steps", "2", "--batch", "1", "--patch", "32", "--device", "cpu"]
@@ -100,7 +101,7 @@ def test_an_interruption_while_loading_is_one_line(
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.micrograph.load_micrograph", interrupt)
+    monkeypatch.setattr("bench.training.micrograph.load_micrograph", interrupt)
     assert demo.main([]) == 130
     assert capsys.readouterr().err == "interrupted before the demo began\n"
 
@@ -108,7 +109,7 @@ def test_an_interruption_while_loading_is_one_line(
 def test_a_nan_loss_ends_the_demo_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.trainer.build_loss", lambda _: lambda outputs, targets: None)
+    monkeypatch.setattr("bench.training.trainer.build_loss", lambda _: lambda outputs, targets: None)
     assert demo.main([*TINY, "--out", str(tmp_path)]) == 1
     assert not summary(tmp_path)["complete"]
     assert "the loss is NaN: the training diverged after 0 of 2 steps" in capsys.readouterr().err

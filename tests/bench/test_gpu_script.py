@@ -1,4 +1,4 @@
-"""`bench/gpu.sh` with stand-ins for Python and the CUDA tools: whatever fails, the rest goes on and is written down."""
+"""`bench/gpu/run.sh` with stand-ins for Python and the CUDA tools: whatever fails, the rest goes on and is written."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "bench" / "gpu.sh"
+SCRIPT = ROOT / "bench" / "gpu" / "run.sh"
 
 PYTHON = """#!/bin/sh
 case "$*" in
@@ -21,7 +21,7 @@ case "$*" in
   *"pip install"*) echo "installed $*" ;;
   *setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST"; exit $NO_BUILD ;;
   *tests/test_triton.py*) head -c 300000 /dev/zero | tr '\\0' x; echo; echo "2 failed, 3 passed"; exit 1 ;;
-  *bench.train*) echo "the benchmark: $*" ;;
+  *bench.training*) echo "the benchmark: $*" ;;
   *) echo "done: $*" ;;
 esac
 """
@@ -120,4 +120,4 @@ def test_without_torch_it_ends_with_one_line(machine: Machine) -> None:
 
 def test_usage_is_told(machine: Machine) -> None:
     done = machine.run("a", "b", "c")
-    assert (done.returncode, done.stderr) == (2, "usage: bench/gpu.sh OUT [WHEELS]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: bench/gpu/run.sh OUT [WHEELS]\n")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_rgb
 
-from bench import figure_style, plots
-from bench.kernel_figures import kernel_figures
-from bench.read_results import find, newest, read
-from bench.training_figures import training_figures
+from bench.report import figure_style, plots
+from bench.report.kernel_figures import kernel_figures
+from bench.report.results import find, newest, read
+from bench.report.training_figures import training_figures
 from tests.bench.made_up_results import SECONDS, changed, kernel_rows, loss_rows, training_rows, write
 
 KERNELS, TRAINING = "abacus-2026-01-31.csv", "abacus-2026-01-31-train.csv"

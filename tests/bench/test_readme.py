@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import plots, readme
-from bench.read_results import Results, find
+from bench.report import plots, readme
+from bench.report.results import Results, find
 from tests.bench.made_up_results import changed, kernel_rows, loss_rows, training_rows, write
 
 NAMES = ("kernels", "training", "audit")

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import run_info
-from bench.cases import CPU, Case
 from bench.conftest import Session
-from bench.figures import Figures
-from bench.results_file import COLUMNS, ResultsFile, as_row
-from bench.run_info import default_path, environment, machine
-from bench.suite import Result
+from bench.kernels.cases import CPU, Case
+from bench.kernels.figures import Figures
+from bench.kernels.run import Result
+from bench.measure import run_info
+from bench.measure.run_info import default_path, environment, machine
+from bench.report.results_file import COLUMNS, ResultsFile, as_row
 
 CASE = Case("level 4x4 b2", 2, (4, 4), 8, torch.bfloat16)
 DEVICE = torch.device(CPU)

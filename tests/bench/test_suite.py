@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 
-from bench.cases import CASES, CPU, GPU, Case, make_inputs, select
-from bench.check import fault, not_normal
-from bench.figures import bytes_moved, count, instructions_per_latent, quantile
-from bench.providers import PROVIDERS, Provider
-from bench.suite import EAGER, GRAPH, CaseRun, Entry, Result
-from bench.timing import Effort, seconds_of
+from bench.kernels.cases import CASES, CPU, GPU, Case, make_inputs, select
+from bench.kernels.check import fault, not_normal
+from bench.kernels.figures import bytes_moved, count, instructions_per_latent, quantile
+from bench.kernels.providers import PROVIDERS, Provider
+from bench.kernels.run import EAGER, GRAPH, CaseRun, Entry, Result
+from bench.measure.timing import Effort, seconds_of
 from ladder_kernels.backends import cpp
 from ladder_kernels.noise import philox_normal
 
@@ -128,7 +128,7 @@ def test_a_wrong_provider_is_seen(name, where):
 
 
 def test_another_seed_than_the_one_drawn_is_seen(monkeypatch):
-    monkeypatch.setattr("bench.providers.philox_normal", lambda seed, *rest: philox_normal(seed + 1, *rest))
+    monkeypatch.setattr("bench.kernels.providers.philox_normal", lambda seed, *rest: philox_normal(seed + 1, *rest))
     assert "z is off by" in verdict(BY_NAME["cpp, Philox"])
 
 
@@ -179,7 +179,9 @@ def test_a_provider_that_raises_or_cannot_run_leaves_the_others_alone(monkeypatc
     def raising(*_):
         raise RuntimeError("no kernel\nand more of it")
 
-    monkeypatch.setattr("bench.providers.reason_unavailable", lambda name: "not built" if name == "cpp" else None)
+    monkeypatch.setattr(
+        "bench.kernels.providers.reason_unavailable", lambda name: "not built" if name == "cpp" else None
+    )
     upstream = BY_NAME["upstream"]
     run = run_of(
         BY_NAME["triton"],
@@ -280,7 +282,7 @@ def test_graphs_are_timed_of_those_that_can_be_captured(monkeypatch):
             raise RuntimeError("operation not permitted when stream is capturing")
         return stages
 
-    monkeypatch.setattr("bench.gpu_timing.capture", capture)
+    monkeypatch.setattr("bench.measure.gpu_timing.capture", capture)
     assert isinstance(run.entry("torch", GRAPH), Entry)
     rows = [row for row in run.graphs.values() if isinstance(row, Result)]
     assert {(row.provider, row.mode, row.status, row.reason) for row in rows} == {

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_timing
-from bench.cases import CASES, CPU, Case
-from bench.providers import PROVIDERS
-from bench.suite import CaseRun
-from bench.timing import Copying, Effort, Stages, Work, rounds_of, seconds_of
+from bench.kernels.cases import CASES, CPU, Case
+from bench.kernels.providers import PROVIDERS
+from bench.kernels.run import CaseRun
+from bench.measure import gpu_timing
+from bench.measure.timing import Copying, Effort, Stages, Work, rounds_of, seconds_of
 
 ROOT = Path(__file__).parents[2]
 TINY = Case("tiny", 2, (4, 4), 8)
@@ -81,13 +81,13 @@ def test_a_graph_of_several_calls_has_its_time_divided():
 
 SLOWED = """
 import time
-from bench import providers
+from bench.kernels import providers
 upstream, slow = providers.PROVIDERS[:2]
 def make(case):
     forward = upstream.make(case)
     return lambda inputs: (time.sleep(0.05), forward(inputs))[1]
 providers.PROVIDERS = (upstream, upstream._replace(name="slowed", make=make))
-from bench import cases
+from bench.kernels import cases
 cases.CASES = (cases.Case("tiny", 2, (4, 4), 8, quick=True),)
 """
 

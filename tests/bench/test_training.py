@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import plots, read_results, train, train_run, train_steps
-from bench.careamics_model import build_loss, build_model, build_unchecked_loss
-from bench.measure import count_calls
-from bench.peak_memory import peak_bytes
-from bench.train_steps import BF16_MIXED, FP16_MIXED, FP32, VARIANTS, Prediction, Training
+from bench.careamics import build_loss, build_model, build_unchecked_loss
+from bench.measure.launches import count_calls
+from bench.measure.memory import peak_bytes
+from bench.report import plots
+from bench.report import results as read_results
+from bench.training import __main__ as train
+from bench.training import run as train_run
+from bench.training import steps as train_steps
+from bench.training.steps import BF16_MIXED, FP16_MIXED, FP32, VARIANTS, Prediction, Training
 from ladder_kernels import patch_model
 
 CPU = torch.device("cpu")
@@ -273,7 +277,7 @@ PARTS = """
 import sys
 for name in ("pytorch_lightning", "zarr", "skimage", "scipy", "pandas", "matplotlib", "tqdm"):
     sys.modules[name] = None
-from bench import train
+from bench.training import __main__ as train
 code = train.main({options!r})
 assert not any(name.startswith("careamics.careamist") for name in sys.modules)
 sys.exit(code)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from careamics.models.lvae.stochastic import NormalStochasticBlock
 
-from bench.cases import CPU, LOGVAR_MAX, Case, make_inputs
-from bench.measure import count_calls
+from bench.kernels.cases import CPU, LOGVAR_MAX, Case, make_inputs
+from bench.measure.launches import count_calls
 from bench.upstream import StandIn, upstream_block
 
 CASES = (
