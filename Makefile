@@ -77,7 +77,7 @@ fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty env
 	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
-	$(BIN)/python -m bench.report.plots $(ARGS)
+	$(BIN)/python -m bench.report.figures $(ARGS)
 
 readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--check compares, figures too
 	$(BIN)/python -m bench.report.readme $(ARGS)

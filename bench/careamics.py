@@ -1,24 +1,51 @@
-"""The released CAREamics LadderVAE in its default architecture: building, HDN loss, prediction and KL maps."""
+"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps.
+
+Importable even where CAREamics as a whole is not: `import careamics` brings readers, plotting and trainers, and a
+hundred megabytes of packages with them. The model needs none of that, so on a machine that lacks some of it the
+packages' own `__init__` are left out; the modules that define the model and its loss are the installed ones either way.
+"""
 
 import contextlib
 import copy
+import importlib
+import importlib.util
 import io
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.careamics_parts import (
-    GaussianLikelihood,
-    LadderVAE,
-    LVAEConfig,
-    LVAELossConfig,
-    get_kl_divergence_loss,
-    get_reconstruction_loss,
-    hdn_loss,
-)
+_PACKAGES = ("careamics", "careamics.config", "careamics.models")
+
+
+def _import_without_init() -> None:
+    """Put packages into sys.modules that know where their modules are, and nothing else."""
+    spec = importlib.util.find_spec("careamics")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("CAREamics is not installed; run: pip install careamics", name="careamics")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "careamics"]:
+        del sys.modules[name]
+    for name in _PACKAGES:
+        package = ModuleType(name)
+        package.__path__ = ["/".join((folder, *name.split(".")[1:])) for folder in spec.submodule_search_locations]
+        sys.modules[name] = package
+
+
+try:
+    importlib.import_module("careamics")
+except Exception:  # not only ImportError: a package may be there in a version that its import cannot bear
+    _import_without_init()
+
+LVAEConfig = importlib.import_module("careamics.config.architectures.lvae_config").LVAEConfig
+NormalStochasticBlock = importlib.import_module("careamics.models.lvae.stochastic").NormalStochasticBlock
+LadderVAE = importlib.import_module("careamics.models.lvae.lvae").LadderVAE
+GaussianLikelihood = importlib.import_module("careamics.models.lvae.likelihoods").GaussianLikelihood
+LVAELossConfig = importlib.import_module("careamics.config.losses.loss_config").LVAELossConfig
+losses = importlib.import_module("careamics.losses.lvae.lvae_losses")
 
 ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
 LEVELS = len(ARCHITECTURE["z_dims"])
@@ -39,7 +66,7 @@ def build_model(patch: int, *, analytical_kl: bool = False, seed: int = 0) -> nn
 def build_loss(kl_weight: float = 1.0) -> Loss:
     """CAREamics' HDN loss with a Gaussian likelihood, as `loss(model's outputs, targets)`; None where it is NaN."""
     likelihood, config = _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
-    return lambda outputs, targets: hdn_loss(outputs, targets, config, likelihood, None)
+    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, likelihood, None)
 
 
 def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
@@ -48,7 +75,7 @@ def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
 
     def loss(outputs: tuple[Tensor, dict[str, Any]], targets: Tensor) -> dict[str, Tensor]:
         prediction, data = outputs
-        kl = get_kl_divergence_loss(
+        kl = losses.get_kl_divergence_loss(
             kl_type="kl",
             topdown_data=data,
             rescaling="image_dim",
@@ -56,7 +83,7 @@ def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
             free_bits_coeff=1.0,
             img_shape=targets.shape[2:],
         )
-        return {"loss": get_reconstruction_loss(prediction, targets, likelihood) + kl_weight * kl}
+        return {"loss": losses.get_reconstruction_loss(prediction, targets, likelihood) + kl_weight * kl}
 
     return loss
 
@@ -69,6 +96,14 @@ def _likelihood() -> Any:
 def bottom_block(model: Any) -> nn.Module:
     """The stochastic block of the level with the largest latent."""
     return model.top_down_layers[0].stochastic
+
+
+def bare_block(channels: int, dims: int, vanilla_latent_hw: int) -> nn.Module:
+    """Upstream's stochastic block without its convolutions: its inputs are the packed parameters (B, 2C, *S)."""
+    # Built with as little as possible, and replaced: the convolutions cost the same whoever samples.
+    block: Any = NormalStochasticBlock(1, channels, 1, dims, kernel=1, vanilla_latent_hw=vanilla_latent_hw)
+    block.conv_in_p = block.conv_in_q = block.conv_out = nn.Identity()
+    return block
 
 
 @torch.no_grad()

@@ -1,18 +1,17 @@
 """The table of the audit: what a row says, the stored one, and what is wrong with new ones."""
 
-import csv
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.audit.machine_code import KernelCost
+from bench.report.results import RESULTS, Table, read_rows
 
-TABLE = Path(__file__).parents[1] / "results" / "audit.csv"
+TABLE = RESULTS / "audit.csv"
 ALLOWED_GROWTH = 1.05
 WIDE_SHARE = 0.95
 # Instructions per latent on sm_90.
 BUDGETS = {"forward": 85, "backward": 120}
 
-# DESIGN section 7, an H200: copy bandwidth, and thread instructions issued per second.
+# An H200: copy bandwidth, and thread instructions issued per second.
 COPY_BYTES_PER_SECOND = 4.3e12
 INSTRUCTIONS_PER_SECOND = 215e9 * 135
 # Values moved per latent: q and p read, z written; q, p, grad z read, both gradients written; q read, z written.
@@ -92,15 +91,13 @@ def _key(line: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_table() -> list[dict[str, str]]:
-    with TABLE.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(TABLE)
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    table = Table(TABLE, list(rows[0]))
+    for line in rows:
+        table.add(line)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

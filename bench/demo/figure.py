@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from bench.careamics import LEVELS
-from bench.demo.findings import CONTROL, OURS, UPSTREAM, Findings
-from bench.demo.table import Row, block_rows, equality_rows, latent_text, training_rows
-from bench.report.figure_style import BASE, OUR_COLOUR, UPSTREAM_COLOUR
+from bench.demo.run import CONTROL, OURS, UPSTREAM, Findings
+from bench.demo.table import groups
+from bench.report.figures import BASE, OUR_COLOUR, UPSTREAM_COLOUR
 
 INK, FAINT, LINE = "#1d2430", "#667085", "#dde2ea"
 COLOURS = {UPSTREAM: UPSTREAM_COLOUR, OURS: OUR_COLOUR}
@@ -35,7 +35,7 @@ PANELS = {
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Write the figure of whatever `findings` holds; what was not reached says so."""
+    """Write the figure."""
     with rc_context(STYLE):
         figure = Figure(figsize=(16, 14.6), facecolor="white")
         _heading(figure, findings)
@@ -48,8 +48,6 @@ def draw(findings: Findings, path: Path) -> None:
 
 def _heading(figure: Figure, findings: Findings) -> None:
     settings, environment = findings.settings, findings.environment
-    done = len(findings.losses()[OURS])
-    steps = f"{done} steps" if done == settings["steps"] else f"stopped after {done} of {settings['steps']} steps"
     kl = "analytical KL" if settings["analytical_kl"] else "Monte-Carlo KL"
     figure.text(
         LEFT, 0.964, "The same CAREamics LadderVAE, trained with either stochastic block", size=27, weight="bold"
@@ -57,8 +55,9 @@ def _heading(figure: Figure, findings: Findings) -> None:
     figure.text(
         LEFT,
         0.938,
-        f"HDN denoising in the default architecture, {steps} of {settings['batch']} x {settings['patch']} x "
-        f"{settings['patch']}, {kl}: the same weights, patches and random numbers",
+        f"HDN denoising in the default architecture, {settings['steps']} steps of "
+        f"{settings['batch']} x {settings['patch']} x {settings['patch']}, {kl}: "
+        "the same weights, patches and random numbers",
         size=15,
         color=FAINT,
     )
@@ -74,19 +73,13 @@ def _images(figure: Figure, findings: Findings) -> None:
         axes = _picture(figure.add_subplot(cells[column]), title)
         if name in findings.psnr:
             axes.set_title(f"{findings.psnr[name]:.2f} dB", loc="right", size=13, color=FAINT)
-        if name in findings.images:
-            axes.imshow(findings.images[name].numpy(), cmap="gray", vmin=0, vmax=1)
-        else:
-            _not_reached(axes)
+        axes.imshow(findings.images[name].numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def _kl_maps(figure: Figure, findings: Findings) -> None:
     cells = GridSpec(1, LEVELS, left=LEFT, right=RIGHT, top=0.62, bottom=0.369, wspace=0.05)
     for level in range(LEVELS):
         axes = _picture(figure.add_subplot(cells[level]), f"KL, level {level + 1}")
-        if not findings.kl_maps:
-            _not_reached(axes)
-            continue
         values = findings.kl_maps[level].numpy()
         height, width = values.shape
         axes.set_title(f"{height} x {width} latents, nats each", loc="right", size=11, color=FAINT)
@@ -104,23 +97,13 @@ def _picture(axes: Axes, title: str) -> Axes:
     return axes
 
 
-def _not_reached(axes: Axes) -> None:
-    axes.set_facecolor("#f3f5f8")
-    axes.set_box_aspect(1)
-    axes.text(0.5, 0.5, "not reached", transform=axes.transAxes, ha="center", va="center", color=FAINT)
-
-
 def _curves(figure: Figure, findings: Findings) -> None:
     cells = GridSpec(2, 1, left=0.065, right=0.455, top=0.295, bottom=0.065, height_ratios=[1.5, 1], hspace=0.1)
     upper, lower = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
-    losses, differences = findings.losses(), findings.differences()
+    losses, differences = findings.losses, findings.differences()
     upper.set_title("Loss of every step", loc="left", size=13, weight="bold")
     upper.tick_params(labelbottom=False)
     lower.set_xlabel("step")
-    if not differences:
-        for axes in (upper, lower):
-            axes.text(0.5, 0.5, "not reached", transform=axes.transAxes, ha="center", va="center", color=FAINT)
-        return
     steps = range(1, len(losses[OURS]) + 1)
     upper.plot(steps, losses[UPSTREAM], color=COLOURS[UPSTREAM], linewidth=3.2, alpha=0.75, label=UPSTREAM)
     upper.plot(steps, losses[OURS], color=COLOURS[OURS], linewidth=1.4, linestyle=(0, (4, 2)), label=OURS)
@@ -132,7 +115,7 @@ def _curves(figure: Figure, findings: Findings) -> None:
         OURS: {"color": COLOURS[OURS], "linewidth": 1.2, "label": f"{OURS} to upstream"},
     }
     for name, look in looks.items():
-        lower.semilogy(steps, np.maximum(differences[name].relative, floor), **look)
+        lower.semilogy(steps, np.maximum(differences[name], floor), **look)
     lower.set_ylabel("relative\ndifference", color=FAINT)
     lower.legend(frameon=False, loc="lower right", fontsize=11)
     for axes in (upper, lower):
@@ -149,14 +132,9 @@ def _table(figure: Figure, findings: Findings) -> None:
         (0.75, {"ha": "right", "color": COLOURS[OURS]}),
         (1.0, {"ha": "right", "weight": "bold"}),
     ]
-    groups: list[tuple[str, list[Row]]] = [
-        ("WHOLE TRAINING STEP, convolutions, loss and optimizer included", training_rows(findings)),
-        (f"ONE STOCHASTIC BLOCK, convolutions included, latent {latent_text(findings)}", block_rows(findings)),
-        ("ARE THE RESULTS EQUAL?", equality_rows(findings)),
-    ]
     lines: list[tuple[str, ...]] = [("", UPSTREAM, OURS, "")]
-    for heading, rows in groups:
-        lines += [(heading,), *rows] if rows else []
+    for heading, rows in groups(findings):
+        lines += [(heading,), *rows]
     for number, line in enumerate(lines):
         y = 1 - number / 12.5
         if len(line) == 1:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.demo.block_cost import BlockCost
-from bench.demo.findings import CONTROL, NAMES, OURS, UPSTREAM, WARM_UP_STEPS, Findings
+from bench.demo.block import BlockCost
+from bench.demo.run import CONTROL, NAMES, OURS, UPSTREAM, WARM_UP_STEPS, Findings
 
 
 class Row(NamedTuple):
@@ -17,15 +17,12 @@ class Row(NamedTuple):
 
 
 def training_rows(findings: Findings) -> list[Row]:
-    """The training step; empty before the first."""
-    seconds = findings.step_seconds()
-    return [_row("median time of a step", seconds, _milliseconds, "faster", "slower")] if seconds else []
+    """The training step."""
+    return [_row("median time of a step", findings.step_seconds(), _milliseconds, "faster", "slower")]
 
 
 def block_rows(findings: Findings) -> list[Row]:
-    """One stochastic block; empty before it was measured."""
-    if not findings.block:
-        return []
+    """One stochastic block."""
 
     def of(quantity: Callable[[BlockCost], float]) -> dict[str, float]:
         return {name: quantity(cost) for name, cost in findings.block.items()}
@@ -40,34 +37,32 @@ def block_rows(findings: Findings) -> list[Row]:
 
 
 def equality_rows(findings: Findings) -> list[Row]:
-    """The distance of the loss curves, then the PSNRs; as far as there are any."""
-    rows = []
+    """The distance of the loss curves, then the PSNRs."""
     labels = {OURS: "loss curves", CONTROL: "control: rounding alone"}
-    for name, difference in findings.differences().items():
-        largest, first = difference.largest_relative, difference.relative[0]
-        rows.append(Row(labels[name], "", "", f"differ by {first:.0e} at step 1, {largest:.0e} at most"))
-    if all(name in findings.psnr for name in NAMES):
-        upstream, ours = (f"{findings.psnr[name]:.2f} dB" for name in NAMES)
-        rows.append(Row("PSNR, denoised", upstream, ours, f"noisy {findings.psnr['noisy']:.2f} dB"))
-    return rows
+    rows = [
+        Row(labels[name], "", "", f"differ by {relative[0]:.0e} at step 1, {max(relative):.0e} at most")
+        for name, relative in findings.differences().items()
+    ]
+    upstream, ours = (f"{findings.psnr[name]:.2f} dB" for name in NAMES)
+    return [*rows, Row("PSNR, denoised", upstream, ours, f"noisy {findings.psnr['noisy']:.2f} dB")]
 
 
-def latent_text(findings: Findings) -> str:
-    """The shape of the measured block's latent."""
-    return " x ".join(map(str, findings.block_latent))
+def groups(findings: Findings) -> list[tuple[str, list[Row]]]:
+    """The whole table: headings, and the rows under each."""
+    timed = len(findings.losses[UPSTREAM]) - WARM_UP_STEPS
+    steps = f"{timed} steps after {WARM_UP_STEPS} of warm-up" if timed > 0 else "all steps, too few for a warm-up"
+    latent = " x ".join(map(str, findings.block_latent))
+    return [
+        (f"whole training step, convolutions, loss and optimizer included ({steps})", training_rows(findings)),
+        (f"one stochastic block, its convolutions included, latent {latent}", block_rows(findings)),
+        ("are the results equal?", equality_rows(findings)),
+    ]
 
 
 def console_table(findings: Findings) -> str:
-    """The whole table, with a heading for each group."""
-    timed = len(findings.losses()[UPSTREAM]) - WARM_UP_STEPS
-    steps = f"{timed} steps after {WARM_UP_STEPS} of warm-up" if timed > 0 else "all steps, too few for a warm-up"
-    groups = [
-        (f"whole training step, convolutions, loss and optimizer included ({steps})", training_rows(findings)),
-        (f"one stochastic block, its convolutions included, latent {latent_text(findings)}", block_rows(findings)),
-        ("are the results equal?", equality_rows(findings)),
-    ]
+    """The table for a terminal."""
     lines = [f"{'':32}{UPSTREAM:>12}{OURS:>18}"]
-    for heading, rows in groups:
+    for heading, rows in groups(findings):
         lines += [heading, *(f"  {row.label:30}{row.upstream:>12}{row.ours:>18}   {row.verdict}" for row in rows)]
     return "\n".join(lines)
 

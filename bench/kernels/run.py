@@ -2,36 +2,25 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bench.kernels.cases import GPU, Case, make_inputs
 from bench.kernels.check import fault
-from bench.kernels.figures import Figures, bytes_moved, count, instructions_per_latent, quantile
+from bench.kernels.counts import Counts, bytes_moved, count
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.measure import gpu_timing
-from bench.measure.timing import Clock, Copying, Effort, Stages, Work, rounds_of, seconds_of
+from bench.measure import launches
+from bench.measure.timing import Clock, Copying, Effort, Stages, Work, quantile, rounds_of, seconds_of
+from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line, rounded
 
 EFFORT = Effort(seconds=1, least=5, most=100)
 QUICK_EFFORT = Effort(seconds=0.3, least=5, most=50)
 EAGER, GRAPH = "eager", "graph"
+MOST_SETS = 64
 
-
-class Result(NamedTuple):
-    """One row of the table: a pass of a provider, or why there is none."""
-
-    provider: str
-    pass_name: str
-    mode: str
-    status: str
-    """ok; wrong: its results are; failed: it raised; skipped: it cannot run here."""
-    reason: str = ""
-    seconds: tuple[float, ...] = ()
-    bytes: int = 0
-    copy_bytes_per_second: float = 0.0
-    figures: Figures = Figures()
-    instructions_per_latent: float | None = None
+Row = dict[str, Any]
+"""A row of the table: a pass of a provider, or why there is none."""
 
 
 class Entry(NamedTuple):
@@ -39,7 +28,7 @@ class Entry(NamedTuple):
 
     provider: Provider
     stages: Stages
-    figures: dict[str, Figures]
+    counts: dict[str, Counts]
     """By pass."""
 
 
@@ -53,13 +42,13 @@ class CaseRun:
         sets = 1
         if device.type == GPU:
             torch.cuda.empty_cache()  # what the case before left lies in pieces
-            sets = gpu_timing.input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
+            sets = input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
         self.case, self._device, self._effort, self._clock = case, device, effort, clock
         self._inputs = [make_inputs(case, device, seed) for seed in range(sets)]
         self._bandwidths: dict[tuple[int, str], float] = {}
         self.eager = {provider.name: self._enter(provider) for provider in providers}
 
-    def entry(self, provider: str, mode: str) -> Entry | Result:
+    def entry(self, provider: str, mode: str) -> Entry | Row:
         """What is to be timed, or the row that says why nothing is."""
         return (self.graphs if mode == GRAPH else self.eager)[provider]
 
@@ -70,62 +59,73 @@ class CaseRun:
     def rounds(self, work: Work) -> int:
         return rounds_of(work, self._clock, self._effort)
 
-    def result(self, entry: Entry, pass_name: str, mode: str, seconds: Iterable[float]) -> Result:
+    def result(self, entry: Entry, pass_name: str, mode: str, seconds: Iterable[float]) -> Row:
         """The row of a pass whose rounds took `seconds`."""
-        size = bytes_moved(self.case, entry.provider, pass_name)
-        target = _target(self._device)
-        return Result(
-            entry.provider.name,
-            pass_name,
+        size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
+        seconds = [each / entry.stages.calls for each in seconds]
+        low, median, high = (quantile(seconds, q) for q in (0.2, 0.5, 0.8))
+        copied = self._copy_bandwidth(size, mode)
+        return self._row(
+            entry.provider,
             mode,
-            "ok",
-            seconds=tuple(each / entry.stages.calls for each in seconds),
-            bytes=size,
-            copy_bytes_per_second=self._copy_bandwidth(size, mode),
-            figures=entry.figures[pass_name],
-            instructions_per_latent=instructions_per_latent(self.case, entry.provider, pass_name, target),
+            OK,
+            **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
+            **{"median_us": rounded(1e6 * median), "p20_us": rounded(1e6 * low), "p80_us": rounded(1e6 * high)},
+            gb_per_s=rounded(1e-9 * size / median),
+            copy_gb_per_s=rounded(1e-9 * copied),
+            copy_share=rounded(size / median / copied),
+            peak_mib=_mebibytes(counts.peak_bytes),
+            kept_mib=_mebibytes(counts.kept_bytes),
+            launches=counts.launches,
+            synchronisations=counts.synchronisations,
         )
 
-    def failure(self, provider: Provider, mode: str, error: Exception) -> Result:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        return self._without_times(provider, mode, "failed", reason)
+    def failure(self, provider: Provider, mode: str, error: Exception) -> Row:
+        """The row of what raised."""
+        return self._row(provider, mode, FAILED, reason=one_line(error))
 
     @functools.cached_property
-    def graphs(self) -> dict[str, Entry | Result]:
+    def graphs(self) -> dict[str, Entry | Row]:
         """The same as CUDA graphs, which some providers cannot be."""
         # Compiled code last: least is known of what it does in a capture.
         ordered = sorted(self.eager.items(), key=lambda item: isinstance(item[1], Entry) and item[1].provider.compiled)
         return {name: self._capture(entry) if isinstance(entry, Entry) else entry for name, entry in ordered}
 
-    def _enter(self, provider: Provider) -> Entry | Result:
+    def _enter(self, provider: Provider) -> Entry | Row:
         reason = provider.unavailable(self.case, self._device)
         if reason is not None:
-            return self._without_times(provider, EAGER, "skipped", reason)
+            return self._row(provider, EAGER, SKIPPED, reason=reason)
         try:
             # Made once: another one of a compiled function would be compiled again.
             stages = provider.stages(self.case)
             reason = fault(provider, stages, self.case, self._inputs[0])
             if reason is not None:
-                return self._without_times(provider, EAGER, "wrong", reason)
+                return self._row(provider, EAGER, WRONG, reason=reason)
             return Entry(provider, stages, count(provider, stages, self._inputs[0]))
         except Exception as error:  # a provider may raise anything, a compiler most of all
             return self.failure(provider, EAGER, error)
 
-    def _capture(self, entry: Entry) -> Entry | Result:
-        waits = entry.figures[self.case.passes[-1]].synchronisations
+    def _capture(self, entry: Entry) -> Entry | Row:
+        waits = entry.counts[self.case.passes[-1]].synchronisations
         if waits:
             reason = f"waits for the device {waits} times, which no graph can"
-            return self._without_times(entry.provider, GRAPH, "skipped", reason)
+            return self._row(entry.provider, GRAPH, SKIPPED, reason=reason)
         # The allocator's peak says nothing about a graph, which has its memory for good.
-        figures = {name: found._replace(peak_bytes=None) for name, found in entry.figures.items()}
+        counts = {name: found._replace(peak_bytes=None) for name, found in entry.counts.items()}
         try:
-            return Entry(entry.provider, gpu_timing.capture(entry.stages, self._inputs), figures)
+            return Entry(entry.provider, launches.capture(entry.stages, self._inputs), counts)
         except Exception as error:  # what cannot be captured raises many things
             return self.failure(entry.provider, GRAPH, error)
 
-    def _without_times(self, provider: Provider, mode: str, status: str, reason: str) -> Result:
-        return Result(provider.name, self.case.passes[-1], mode, status, reason)
+    def _row(self, provider: Provider, mode: str, status: str, **cells: Any) -> Row:
+        case = self.case
+        return {
+            **{"case": case.name, "batch": case.batch, "channels": case.channels, "latents": case.latents},
+            **{"space": "x".join(map(str, case.space)), "dtype": str(case.dtype).removeprefix("torch.")},
+            **{"layout": case.layout, "kl": case.kl},
+            **{"provider": provider.name, "pass": case.passes[-1], "mode": mode, "status": status},
+            **cells,
+        }
 
     def _copy_bandwidth(self, size: int, mode: str) -> float:
         """Bytes per second of a copy that moves as many as a pass does, by the same clock; measured once."""
@@ -136,16 +136,21 @@ class CaseRun:
     def _time_copy(self, size: int, mode: str) -> float:
         stages = Copying(size, self._device, len(self._inputs)).stages()
         if mode == GRAPH:
-            stages = gpu_timing.capture(stages, self._inputs)
+            stages = launches.capture(stages, self._inputs)
         work = Work(stages, "forward", self._inputs)
         seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
         return size * stages.calls / quantile(seconds, 0.5)
 
 
-def _target(device: torch.device) -> str | None:
-    """The architecture by the audit's name."""
-    if device.type != GPU:
-        return None
-    if torch.version.hip is not None:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+def input_sets(case: Case, l2_bytes: int) -> int:
+    """How many sets of inputs together are twice the L2, so that none of them is still there when its turn comes.
+
+    At most 64: a case of less than 2^16 latents waits for its launches, wherever its inputs are.
+    """
+    # q and p, two values a latent each, and the gradient of z.
+    size = 5 * case.latents * case.dtype.itemsize
+    return min(-(-2 * l2_bytes // size), MOST_SETS)
+
+
+def _mebibytes(size: int | None) -> float | None:
+    return None if size is None else rounded(size / 2**20)

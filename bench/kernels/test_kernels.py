@@ -7,7 +7,8 @@ import pytest
 from bench.conftest import Session
 from bench.kernels.cases import Case
 from bench.kernels.providers import PROVIDERS
-from bench.kernels.run import EAGER, GRAPH, CaseRun, Result
+from bench.kernels.run import EAGER, GRAPH, CaseRun, Entry
+from bench.report.results import SKIPPED
 
 
 # Those that are compared run one after the other: whoever is listed first varies fastest.
@@ -18,11 +19,11 @@ def test_pass(
     benchmark: Any, session: Session, case_run: CaseRun, case: Case, provider: str, pass_name: str, mode: str
 ) -> None:
     entry = case_run.entry(provider, mode)
-    if isinstance(entry, Result):
-        session.append_once(case, entry)
-        if entry.status == "skipped":
-            pytest.skip(entry.reason)
-        pytest.fail(f"{entry.status}: {entry.reason}", pytrace=False)
+    if not isinstance(entry, Entry):
+        session.add_once(entry)
+        if entry["status"] == SKIPPED:
+            pytest.skip(entry["reason"])
+        pytest.fail(f"{entry['status']}: {entry['reason']}", pytrace=False)
     benchmark.group = f"{case.name}, {pass_name}" + (f", graphs of {entry.stages.calls}" if mode == GRAPH else "")
     benchmark.name = provider
     work = case_run.work(entry, pass_name)
@@ -31,7 +32,7 @@ def test_pass(
         with work.context():
             benchmark.pedantic(work.run, setup=work.prepare, teardown=work.drop, rounds=rounds, warmup_rounds=1)
     except Exception as error:
-        session.append_once(case, case_run.failure(entry.provider, mode, error))
+        session.add_once(case_run.failure(entry.provider, mode, error))
         raise
     if benchmark.stats is not None:  # None with --benchmark-disable
-        session.append_once(case, case_run.result(entry, pass_name, mode, benchmark.stats.stats.data))
+        session.add_once(case_run.result(entry, pass_name, mode, benchmark.stats.stats.data))

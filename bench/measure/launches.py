@@ -1,17 +1,26 @@
-"""Measuring a callable: calls into ATen, host synchronisations, bytes kept for backward, and time."""
+"""What the host does for a device: calls and launches are counted, and recorded once as CUDA graphs."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.measure.timing import Stages
 
 # What .item(), float(), bool() and `if` on a tensor come down to: the host waits for the device.
 SYNCHRONISATION = torch.ops.aten._local_scalar_dense
+
+# Calls of the runtime that start a kernel, and those that make the host wait.
+LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"} | {
+    "hipLaunchKernel",
+    "hipExtLaunchKernel",
+    "hipModuleLaunchKernel",
+    "hipExtModuleLaunchKernel",
+}
+WAITS = {"cudaStreamSynchronize", "hipStreamSynchronize"}  # what .item() and its like come down to
+WARM_UPS_BEFORE_CAPTURE = 3
 
 
 class Calls(NamedTuple):
@@ -39,38 +48,75 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def bytes_kept(run: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes of memory that autograd keeps for the backward of `run()`, each storage once, parameters left out."""
-    excluded = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    # The tensors themselves: while one is held, its address cannot be given to another.
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        # Detached: a saved output that its own graph node holds would never be freed.
-        return kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+def count_launches(run: Callable[[], Any]) -> Calls:
+    """Kernels that `run()` launches, and how often it makes the host wait."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
         run()
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in excluded)
+    # The profiler waits for the device at its end, but for all of it, which is another call.
+    return counted(event.name for event in profile.events())
 
 
-def median_seconds(
-    runs: Mapping[str, Callable[[], Any]], device: torch.device, *, rounds: int, warm_up: int = 3
-) -> dict[str, float]:
-    """The median time of each of `runs`, which take turns so that a busy machine treats them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for count in range(warm_up + rounds):
-        for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
+def counted(names: Iterable[str]) -> Calls:
+    """From the names of a profile's events."""
+    names = list(names)
+    return Calls(sum(name in LAUNCHES for name in names), sum(name in WAITS for name in names))
+
+
+def capture(run: Stages, inputs: list[Any]) -> Stages:
+    """The same calls on every set of inputs as two CUDA graphs: all forwards, then all backwards.
+
+    Raises what the capture raises: work that waits for the host cannot be captured.
+    """
+    with run.context():
+        warm_up_for_capture(lambda: _once(run, inputs[0]))
+        forward = torch.cuda.CUDAGraph()
+        with recording(forward):
+            results = [run.forward(given) for given in inputs]
+        backward = None
+        if run.backward is not None:
+            backward = torch.cuda.CUDAGraph()
+            # One pool: the backward reads what the forward left.
+            with recording(backward, pool=forward.pool()):
+                # Held until the capture ends, or every call would write to the same memory.
+                gradients = [run.backward(result, given) for result, given in zip(results, inputs, strict=True)]
+            del gradients
+    return Stages(
+        lambda _: forward.replay(),
+        None if backward is None else lambda *_: backward.replay(),
+        calls=len(inputs),
+    )
+
+
+@contextlib.contextmanager
+def recording(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
+    """`torch.cuda.graph`, but whatever runs after a capture that broke off still can.
+
+    torch leaves such a capture on its stream and with a random generator that waits for the capture's end.
+    """
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, **options):
+            yield
+    except Exception:
+        torch.cuda.set_stream(stream)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        raise
+
+
+def warm_up_for_capture(run: Callable[[], Any]) -> None:
+    """Capturing happens on a side stream, where autograd, cuBLAS and the allocator must have been before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS_BEFORE_CAPTURE):
             run()
-            synchronize(device)
-            if count >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    torch.cuda.current_stream().wait_stream(stream)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _once(run: Stages, given: Any) -> None:
+    result = run.forward(given)
+    if run.backward is not None:
+        run.backward(result, given)

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
-from bench import cli
 from bench.report.results import RESULTS
 from ladder_kernels import info
 
 QUICK_RESULTS = Path("out") / "bench"  # not for keeping
 
 
-def default_path(device: torch.device, *, quick: bool, suffix: str = "") -> Path:
-    """<machine>-<date><suffix>.csv, where results are kept, or where a quick look is not."""
-    return (QUICK_RESULTS if quick else RESULTS) / f"{machine(device)}-{_today()}{suffix}.csv"
+def default_path(device: torch.device, kind: str, *, quick: bool) -> Path:
+    """<machine>-<date><kind>.csv, where results are kept, or where a quick look is not."""
+    return (QUICK_RESULTS if quick else RESULTS) / f"{machine(device)}-{_today()}{kind}.csv"
 
 
 def machine(device: torch.device) -> str:
@@ -36,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """The columns that are the same for all rows of a run. `careamics` is empty where it is not installed."""
     versions = info.collect()["versions"]
     return {
-        "device": cli.device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         **{name: versions[name] or "" for name in ("torch", "triton", "careamics", "ladder_kernels")},
         "commit": _commit(),
@@ -56,3 +55,22 @@ def _commit() -> str:
     except OSError:  # no git
         return ""
     return found.stdout.strip()
+
+
+def device_name(found: torch.device) -> str:
+    """The device in words."""
+    if found.type == "cuda":
+        return torch.cuda.get_device_name(found)
+    if found.type == "cpu":
+        return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    return str(found)
+
+
+def _cpu_model() -> str:
+    """What Linux calls it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()

@@ -1,14 +1,13 @@
-"""What is timed: a pass on one set of inputs after the other, and copies to compare its bandwidth with."""
+"""Time: of a pass on one set of inputs after the other, of what takes turns, and of copies to compare with."""
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-
-from bench.kernels.cases import Inputs
 
 Clock = Callable[[], float]
 """Seconds, once all work is done that was asked for before."""
@@ -17,8 +16,8 @@ Clock = Callable[[], float]
 class Stages(NamedTuple):
     """A forward, and its backward if there is one."""
 
-    forward: Callable[[Inputs], Any]
-    backward: Callable[[Any, Inputs], Any] | None = None
+    forward: Callable[[Any], Any]
+    backward: Callable[[Any, Any], Any] | None = None
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     """Entered around all rounds, outside of what is timed."""
     calls: int = 1
@@ -36,10 +35,10 @@ class Effort(NamedTuple):
 class Work:
     """A pass in three parts, of which `run` is timed; what the forward left is made before and dropped after it."""
 
-    def __init__(self, stages: Stages, pass_name: str, inputs: Sequence[Inputs]) -> None:
+    def __init__(self, stages: Stages, pass_name: str, inputs: Sequence[Any]) -> None:
         self._stages, self._pass, self._inputs = stages, pass_name, itertools.cycle(inputs)
         self.context = stages.context
-        self._given: Inputs
+        self._given: Any = None
         self._result: Any = None
 
     def prepare(self) -> None:
@@ -85,8 +84,58 @@ class Copying:
     def stages(self) -> Stages:
         turns: Iterator[Any] = itertools.cycle(self._buffers)
 
-        def copy(_: Inputs) -> None:
+        def copy(_: Any) -> None:
             source, target = next(turns)
             target.copy_(source)
 
         return Stages(copy)
+
+
+class Turn(NamedTuple):
+    """What one of several runs gave in one round."""
+
+    name: str
+    result: Any
+    seconds: float
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[Any], Any]],
+    rounds: Iterable[Any],
+    device: torch.device,
+    prepare: Callable[[str, Any], None] = lambda name, given: None,
+) -> Iterator[Turn]:
+    """Every run once a round, timed until the device is done: a busy machine then slows all alike.
+
+    `rounds` are what all runs are given in each; `prepare(name, given)` comes before the clock starts. A run that is
+    taken out of `runs` has no more turns.
+    """
+    for given in rounds:
+        for name, run in list(runs.items()):
+            prepare(name, given)
+            synchronize(device)
+            start = time.perf_counter()
+            result = run(given)
+            synchronize(device)
+            yield Turn(name, result, time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def synchronised_seconds() -> float:
+    """The time when the GPU has done all that it was asked for: a round has its launch and its wait in it."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Interpolated linearly."""
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,48 +1,70 @@
-"""The CSVs of bench/results: which machine and day each is about, and its rows.
+"""The tables of bench/results: their columns, written row by row, and read for the README.
 
-`<machine>-<date>.csv` holds the kernels, `<machine>-<date>-train.csv` the end-to-end runs, and beside the latter
-`<machine>-<date>-train-losses.csv` their losses. Rows stay text; `number` reads a cell.
+`<machine>-<date>.csv` holds the kernels, `<machine>-<date>-train.csv` the whole model.
 """
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[1] / "results"
 OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
+"""A row's status. Wrong: its results are; failed: it raised; skipped: it cannot run there."""
 UPSTREAM, COMPILED = "upstream", "upstream, compiled"
 
-# The two kinds of file that are drawn, by what follows the date in their name, and the columns read from each.
+# The two kinds of file, by what follows the date in their name, and the columns of each.
 KERNELS, TRAINING = "", "-train"
-COMMON = {"pass", "status", "reason", "batch", "device", "threads", "torch", "ladder_kernels", "commit", "date"}
+ENVIRONMENT = ("device", "threads", "torch", "triton", "careamics", "ladder_kernels", "commit", "date")
 COLUMNS = {
-    KERNELS: COMMON
-    | {"case", "provider", "mode", "channels", "space", "dtype", "layout", "kl", "latents", "median_us", "p20_us"}
-    | {"p80_us", "bytes", "copy_gb_per_s", "copy_share", "peak_mib", "kept_mib", "triton", "careamics"},
-    TRAINING: COMMON
-    | {"variant", "precision", "patch", "median_ms", "p20_ms", "p80_ms", "steps_per_s", "peak_mib", "final_loss"},
+    KERNELS: (
+        *("case", "provider", "pass", "mode", "status", "reason"),
+        *("batch", "channels", "space", "dtype", "layout", "kl", "latents"),
+        *("median_us", "p20_us", "p80_us", "rounds", "bytes", "gb_per_s", "copy_gb_per_s", "copy_share"),
+        *("peak_mib", "kept_mib", "launches", "synchronisations"),
+        *ENVIRONMENT,
+    ),
+    TRAINING: (
+        *("variant", "precision", "pass", "status", "reason", "batch", "patch"),
+        *("median_ms", "p20_ms", "p80_ms", "rounds", "steps_per_s", "peak_mib", "final_loss"),
+        *ENVIRONMENT,
+    ),
 }
-LOSS_COLUMNS = {"step", "variant", "precision", "loss"}
-NAME = re.compile(r"(?P<machine>.+)-(?P<date>\d{4}-?\d\d-?\d\d)(?P<kind>|-train)")
+NAME = re.compile(r"(?P<machine>.+)-(?P<date>\d{4}-\d\d-\d\d)(?P<kind>|-train)")
 
 Row = dict[str, str]
 
 
+class Table:
+    """A file begun anew; every row is on the disk when `add` returns: an interruption leaves what was measured."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, columns, restval="")
+        self._writer.writeheader()
+        self._file.flush()
+
+    def add(self, cells: dict[str, Any]) -> None:
+        """A row; a column that it leaves out stays empty."""
+        self._writer.writerow(cells)
+        self._file.flush()
+
+
 class Results(NamedTuple):
-    """One results file. `losses` are the rows of its losses file, empty where it has none."""
+    """One results file. Rows stay text; `number` reads a cell."""
 
     path: Path
     machine: str
     date: str
     kind: str
     rows: list[Row]
-    losses: list[Row]
 
 
 def find(folder: Path = RESULTS) -> list[Path]:
-    """The results files of a folder; losses files belong to others and are not listed."""
+    """The results files of a folder."""
     return sorted(path for path in folder.glob("*.csv") if NAME.fullmatch(path.stem))
 
 
@@ -51,27 +73,16 @@ def read(path: Path) -> Results:
     match = NAME.fullmatch(path.stem)
     if match is None:
         raise ValueError(f"{path}: expected a name like <machine>-2026-01-31.csv or <machine>-2026-01-31-train.csv")
-    rows = _read_rows(path, COLUMNS[match["kind"]])
-    if not rows:
-        raise ValueError(f"{path}: has no rows")
-    losses = losses_path(path)
-    has_losses = match["kind"] == TRAINING and losses.exists()
-    loss_rows = _read_rows(losses, LOSS_COLUMNS) if has_losses else []
-    return Results(path, match["machine"], match["date"], match["kind"], rows, loss_rows)
+    rows = read_rows(path)
+    missing = set(COLUMNS[match["kind"]]) - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"{path}: expected rows with the columns {', '.join(sorted(missing))}, found none")
+    return Results(path, match["machine"], match["date"], match["kind"], rows)
 
 
-def losses_path(path: Path) -> Path:
-    """The losses file that belongs to an end-to-end results file."""
-    return path.with_name(f"{path.stem}-losses.csv")
-
-
-def _read_rows(path: Path, columns: set[str]) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = columns - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path}: lacks the columns {', '.join(sorted(missing))}")
-        return list(reader)
+        return list(csv.DictReader(file))
 
 
 def newest(results: Iterable[Results]) -> list[Results]:
@@ -80,19 +91,14 @@ def newest(results: Iterable[Results]) -> list[Results]:
     return [latest[key] for key in sorted(latest)]
 
 
-def number(row: Row, column: str) -> float | None:
+def number(row: Row | None, column: str) -> float | None:
     """A cell as a number; None where it is empty or its row is not ok, whose figures mean nothing."""
-    return float(row[column]) if row["status"] == OK and row[column] else None
+    return float(row[column]) if row and row["status"] == OK and row[column] else None
 
 
-def is_ours(provider: str) -> bool:
-    """Whether a provider (kernels) or variant (training) is ladder_kernels, not upstream."""
-    return not provider.startswith(UPSTREAM)
-
-
-def tried(rows: Iterable[Row]) -> list[Row]:
-    """The rows of what can run at all on that machine."""
-    return [row for row in rows if row["status"] != SKIPPED]
+def first(rows: Iterable[Row], **wanted: str) -> Row | None:
+    """The first row with these cells."""
+    return next((row for row in rows if wanted.items() <= row.items()), None)
 
 
 def distinct(values: Iterable[str]) -> list[str]:
@@ -100,33 +106,26 @@ def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def about(rows: Iterable[Row]) -> str:
+def about(rows: Sequence[Row]) -> str:
     """On what, with which versions and when rows were measured."""
-    rows = list(rows)
 
     def cells(column: str) -> str:
-        return " / ".join(distinct(row[column] for row in rows if row.get(column)))
+        return " / ".join(distinct(row[column] for row in rows if row[column]))
 
-    threads = f"{cells('threads')} thread{'s' * (cells('threads') != '1')}" if cells("threads") else ""
-    # A CPU's name may tell them already.
+    threads = f"{cells('threads')} thread{'s' * (cells('threads') != '1')}"
+    # A CPU's name tells them already.
     parts = [cells("device") if threads in cells("device") else f"{cells('device')}, {threads}"]
     parts += [f"{name} {cells(name)}" for name in ("torch", "triton", "careamics") if cells(name)]
     commit = f" ({cells('commit')})" if cells("commit") else ""
-    days = " / ".join(distinct(row["date"][:10] for row in rows))
-    return " · ".join([*parts, f"ladder_kernels {cells('ladder_kernels')}{commit}", days])
+    return " · ".join([*parts, f"ladder_kernels {cells('ladder_kernels')}{commit}", cells("date")])
 
 
-def problems(rows: Iterable[Row], subject: str) -> list[str]:
-    """Rows that are not ok, one line for each subject, status and reason; `subject` is the column that names them."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        if row["status"] != OK:
-            key = (row[subject], row.get("mode", ""), row["status"], " ".join(row["reason"].split()))
-            found.setdefault(key, []).append(f"{row.get('case', row.get('precision', ''))} {row['pass']}")
-    lines = []
-    for (name, mode, status, reason), where in found.items():
-        places = ", ".join(where[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
-        lines.append(
-            f"{name}{', CUDA graph' * (mode == 'graph')}: {status} ({places})" + (f": {reason}" if reason else "")
-        )
-    return lines
+def rounded(value: float) -> float:
+    """Four digits, as measurements are written."""
+    return float(f"{value:.4g}")
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

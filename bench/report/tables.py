@@ -1,203 +1,115 @@
-"""The README's tables of measurements as Markdown; each section depends on files of bench/results alone."""
+"""The README's tables of measurements as Markdown; each depends on files of bench/results alone."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 
-from bench.report.results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, number, problems, tried
+from bench.report.results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
 
 LEVEL = "level"  # the cases of the default model's levels start with it
 NOTHING = "-"
-STEP_PASSES = ("forward", "backward", "step")
+# Who has a line: of each GPU backend the noise that it draws by default. The files have the rest, and CUDA graphs.
+PROVIDERS = (
+    *(UPSTREAM, "upstream, validation off", COMPILED),
+    *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
+)
+PASSES = {"train": "training step", "predict": "prediction"}
 AUDITED = ("forward", "backward", "sample")
 
 
-def kernels_section(results: Results, link: str, figures: Sequence[str]) -> str:
-    """The levels of the default model on one machine; `link` leads to the file, `figures` to what was drawn of it."""
-    rows = [row for row in results.rows if row["case"].startswith(LEVEL)]
+def kernels_table(results: Results) -> str:
+    """A line for each provider: the time of a step at each level, and what all of them keep for backward."""
+    rows = [row for row in results.rows if row["case"].startswith(LEVEL) and row["mode"] == "eager"]
     # The first level's kind alone, which is the default; the file has the rest.
     rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("batch", "dtype", "layout", "kl"))]
-    parts, hidden = [], []
-    if rows:
-        kind = f"{rows[0]['dtype']}, {rows[0]['layout']}, KL {rows[0]['kl']}"
-        title = (
-            f"Forward + backward of each level's stochastic step ({kind}), median; in brackets upstream's time over it:"
-        )
-        parts, hidden = [title, steps_table(rows)], [passes_table(rows)]
-    return section(results, link, parts, hidden, figures, problems(results.rows, "provider"))
-
-
-def steps_table(rows: Sequence[Row]) -> str:
-    """A line for each provider: the time of a step at each level, and what all of them keep for backward."""
-    cases = distinct(row["case"] for row in rows)
-    titles = [f"{case}<br>{shape(first(rows, case=case))}" for case in cases]
+    cases = {row["case"]: _shape(row) for row in rows}
     lines = []
-    for provider, mode in entries(rows):
-        cells = []
-        for case in cases:
-            row = first(rows, case=case, provider=provider, mode=mode, **{"pass": "step"})
-            upstream = first(rows, case=case, provider=UPSTREAM, mode="eager", **{"pass": "step"})
-            cells.append(f"{time_cell(row)}{brackets(ratio(upstream, row))}")
-        kept = [kept_mib(rows, case, provider, mode) for case in cases]
-        known = [value for value in kept if value is not None]
-        total = mebibytes(sum(known) if len(known) == len(cases) else None)
-        lines.append([name_of(provider, mode), *cells, total])
-    return table(["", *titles, "kept for backward, all levels"], lines)
+    for provider in _tried(PROVIDERS, rows, "provider"):
+        steps = [first(rows, **_step(case, provider)) for case in cases]
+        upstream = [first(rows, **_step(case, UPSTREAM)) for case in cases]
+        kept = [number(row, "kept_mib") for row in steps]
+        total = None if None in kept else sum(value for value in kept if value is not None)
+        times = [time_cell(row, base, "median_us", 1e-6) for row, base in zip(steps, upstream, strict=True)]
+        lines.append([provider, *times, _mebibytes(total)])
+    return table(["", *cases.values(), "kept for backward, all levels"], lines)
 
 
-def passes_table(rows: Sequence[Row]) -> str:
-    """A line for each level and provider: every pass, the step against both baselines, and what is kept."""
+def training_table(results: Results) -> str:
+    """A line for each variant: training and prediction in every precision, and the peak of training in the first."""
+    precisions = distinct(row["precision"] for row in results.rows)
+    columns = [(name, precision) for precision in precisions for name in PASSES]
     lines = []
-    for case in distinct(row["case"] for row in rows):
-        for provider, mode in entries(rows):
-            chosen = {
-                name: first(rows, case=case, provider=provider, mode=mode, **{"pass": name}) for name in STEP_PASSES
-            }
-            upstream = first(rows, case=case, provider=UPSTREAM, mode="eager", **{"pass": "step"})
-            compiled = first(rows, case=case, provider=COMPILED, mode=mode, **{"pass": "step"})
-            kept = kept_mib(rows, case, provider, mode)
-            lines.append(
-                [
-                    case,
-                    name_of(provider, mode),
-                    *map(time_cell, chosen.values()),
-                    ratio(upstream, chosen["step"]) or NOTHING,
-                    ratio(compiled, chosen["step"]) or NOTHING,
-                    mebibytes(kept),
-                ]
-            )
-    return table(["", "", *STEP_PASSES, "upstream / this", "compiled / this", "kept for backward"], lines)
-
-
-def training_section(results: Results, link: str, figures: Sequence[str]) -> str:
-    """The whole model on one machine."""
-    rows = tried(results.rows)
-    lines = []
-    for precision in distinct(row["precision"] for row in rows):
-        for variant in distinct(row["variant"] for row in rows if row["precision"] == precision):
-            line = [variant, precision]
-            for name in ("train", "predict"):
-                row = first(rows, variant=variant, precision=precision, **{"pass": name})
-                upstream = first(rows, variant=UPSTREAM, precision=precision, **{"pass": name})
-                line.append(f"{time_cell(row, 'median_ms', 1e-3)}{brackets(ratio(upstream, row, 'median_ms'))}")
-            trained = first(rows, variant=variant, precision=precision, **{"pass": "train"})
-            peak, loss = (number(trained, name) if trained else None for name in ("peak_mib", "final_loss"))
-            line += [mebibytes(peak), NOTHING if loss is None else f"{loss:.5g}"]
-            lines.append(line)
-    body = table(["", "", "training step", "prediction", "peak of training", "last loss"], lines)
-    return section(results, link, [body], [], figures, problems(results.rows, "variant"))
+    for variant in _tried(distinct(row["variant"] for row in results.rows), results.rows, "variant"):
+        line = [variant]
+        for name, precision in columns:
+            where = {"precision": precision, "pass": name}
+            row, base = (first(results.rows, variant=each, **where) for each in (variant, UPSTREAM))
+            line.append(time_cell(row, base, "median_ms", 1e-3))
+        trained = first(results.rows, **{"variant": variant, "precision": precisions[0], "pass": "train"})
+        lines.append([*line, _mebibytes(number(trained, "peak_mib"))])
+    heads = [f"{PASSES[name]}, {precision}" for name, precision in columns]
+    return table(["", *heads, f"peak, {precisions[0]}"], lines)
 
 
 def audit_table(rows: Sequence[Row]) -> str:
-    """The ranges over dtypes, layouts and KLs of the static audit, a column for each backend and target."""
-    shown = [row for row in rows if row["instructions_per_latent"] and is_default(row)]
-    names = sorted(
-        {(row["backend"], row["target"]) for row in shown}, key=lambda name: (name[0], len(name[1]), name[1])
-    )
-    targets = {
-        f"{backend}, {target}": [row for row in shown if (row["backend"], row["target"]) == (backend, target)]
-        for backend, target in names
-    }
-    lines = [
-        [f"{kernel}, instructions per latent", *(instructions(chosen, kernel) for chosen in targets.values())]
-        for kernel in AUDITED
-    ]
-    for title, column in (("registers", "registers"), ("bytes of stack", "stack"), ("spills", "spills")):
-        largest = (str(max(int(row[column]) for row in chosen)) for chosen in targets.values())
-        lines.append([f"{title}, at most", *largest])
-    shares = (min(float(row["wide_access_share"]) for row in chosen) for chosen in targets.values())
-    lines.append(["traffic in 128-bit accesses, at least", *(f"{math.floor(100 * share)} %" for share in shares)])
-    return table(["", *targets], lines)
+    """The ranges over dtypes, layouts and KLs of the static audit, a line for each backend and target."""
+    shown = [row for row in rows if row["instructions_per_latent"] and _is_default(row)]
+    names = {(row["backend"], row["target"]) for row in shown}
+    lines = []
+    for backend, target in sorted(names, key=lambda name: (name[0], len(name[1]), name[1])):
+        chosen = [row for row in shown if (row["backend"], row["target"]) == (backend, target)]
+        largest = [str(max(int(row[column]) for row in chosen)) for column in ("registers", "stack", "spills")]
+        wide = min(float(row["wide_access_share"]) for row in chosen)
+        counts = [_instructions(chosen, kernel) for kernel in AUDITED]
+        lines.append([f"{backend}, {target}", *counts, *largest, f"{math.floor(100 * wide)} %"])
+    return table(["", *AUDITED, "registers", "stack", "spills", "128-bit accesses"], lines)
 
 
-def is_default(row: Row) -> bool:
+def section(results: Results, body: str, link: str) -> str:
+    """A table, and what it was measured on; `link` leads to the file."""
+    return f"{about(results.rows)} ([all figures]({link})):\n\n{body}"
+
+
+def _step(case: str, provider: str) -> dict[str, str]:
+    return {"case": case, "provider": provider, "pass": "step"}
+
+
+def _tried(names: Iterable[str], rows: Sequence[Row], column: str) -> list[str]:
+    """Those that can run on that machine."""
+    return [name for name in names if any(row[column] == name and row["status"] != SKIPPED for row in rows)]
+
+
+def _shape(row: Row) -> str:
+    return " x ".join([row["batch"], row["channels"], *row["space"].split("x")])
+
+
+def _is_default(row: Row) -> bool:
     """Whether a GPU runs this variant unless it is told otherwise: stable map, Philox noise, a learned p."""
     return not any(word in row["options"] for word in ("naive", "given noise", "no p"))
 
 
-def instructions(rows: Iterable[Row], kernel: str) -> str:
+def _instructions(rows: Iterable[Row], kernel: str) -> str:
     """The range of a kernel's instructions per latent."""
     counts = [float(row["instructions_per_latent"]) for row in rows if row["kernel"].split()[0] == kernel]
     return f"{min(counts):.0f} to {max(counts):.0f}"
 
 
-def section(
-    results: Results,
-    link: str,
-    parts: Sequence[str],
-    hidden: Sequence[str],
-    figures: Sequence[str],
-    missing: Sequence[str],
-) -> str:
-    """What was measured on what, the parts, the first figure; the rest folded."""
-    images = [f"![{figure.rsplit('-', 1)[-1].removesuffix('.svg')}, {results.machine}]({figure})" for figure in figures]
-    folded = [*hidden, "\n".join(f"- {line}" for line in missing), *images[1:]]
-    folded = [part for part in folded if part]
-    blocks = [f"{about(results.rows)} ([table]({link})).", *parts, *images[:1]]
-    if folded:
-        blocks += ["<details><summary>More of it</summary>", *folded, "</details>"]
-    return "\n\n".join(blocks)
-
-
-def first(rows: Iterable[Row], **wanted: str) -> Row | None:
-    """The first row with these cells."""
-    return next((row for row in rows if all(row[name] == value for name, value in wanted.items())), None)
-
-
-def entries(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The (provider, mode) pairs that were tried, CUDA graphs last."""
-    pairs = dict.fromkeys((row["provider"], row["mode"]) for row in tried(rows))
-    return sorted(pairs, key=lambda pair: pair[1] == "graph")
-
-
-def name_of(provider: str, mode: str) -> str:
-    """What a line is called."""
-    return f"{provider}, CUDA graph" if mode == "graph" else provider
-
-
-def shape(row: Row | None) -> str:
-    """The latent's shape."""
-    assert row is not None
-    return re.sub(r"\s*x\s*", " x ", f"{row['batch']} x {row['channels']} x {row['space']}")
-
-
-def kept_mib(rows: Iterable[Row], case: str, provider: str, mode: str) -> float | None:
-    """The most that any pass of a case is known to keep for backward."""
-    chosen = (row for row in rows if (row["case"], row["provider"], row["mode"]) == (case, provider, mode))
-    return max((kept for row in chosen if (kept := number(row, "kept_mib")) is not None), default=None)
-
-
-def time_cell(row: Row | None, column: str = "median_us", unit: float = 1e-6) -> str:
-    """A time; or the status of a row that has none."""
-    if row is None:
-        return NOTHING
-    if row["status"] != OK:
-        return row["status"] if row["status"] == SKIPPED else f"**{row['status']}**"
-    value = number(row, column)
+def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -> str:
+    """A time, and how often it fits into the baseline's; or the status of a row that has none."""
+    value, base = number(row, column), number(baseline, column)
     if value is None:
-        return NOTHING
+        return f"**{row['status']}**" if row and row["status"] not in (OK, SKIPPED) else NOTHING
     seconds = value * unit
     scale, name = next(((s, n) for s, n in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
-    return f"{three_digits(seconds * scale)} {name}"
+    return f"{three_digits(seconds * scale)} {name}" + (f" ({three_digits(base / value)}x)" if base else "")
 
 
-def mebibytes(value: float | None) -> str:
+def _mebibytes(value: float | None) -> str:
     return NOTHING if value is None else f"{three_digits(value)} MiB"
 
 
 def three_digits(value: float) -> str:
     """A positive number with three digits, or all before the point."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"
-
-
-def ratio(baseline: Row | None, row: Row | None, column: str = "median_us") -> str:
-    """How often the time of a row fits into that of the baseline; empty where one of them has no time."""
-    above, below = (number(each, column) if each else None for each in (baseline, row))
-    return f"{three_digits(above / below)}x" if above and below else ""
-
-
-def brackets(text: str) -> str:
-    return f" ({text})" if text else ""
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 NAME = "skimage.data.immunohistochemistry, in grey"
+SIDE = 512
 NOISE_STD = 0.2
 # The part to show: a gland cut across, next to connective tissue.
 SHOWN_CENTRE = (310, 310)

@@ -1,18 +1,21 @@
 """One step of CAREamics' LadderVAE, training or prediction, in every way that is compared end to end."""
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
-from bench.measure.gpu_timing import recording, warm_up_for_capture
-from bench.training.trainer import KL_WEIGHT, PEAK_LEARNING_RATE, DivergedError
+from bench.measure.launches import recording, warm_up_for_capture
 from ladder_kernels import patch_model
 
 SEED = 0
+# A faster training is a chaotic one: at 5e-3 a rounding error in the weights changes the loss by a tenth.
+PEAK_LEARNING_RATE = 2e-3
+# Below 1 the latents may carry more detail; with the likelihood's log-variance learned this denoises soonest.
+KL_WEIGHT = 0.5
 # CAREamics' names. Its "16-mixed" is float16 with a scaled loss, which torch has on GPUs only: Lightning, too, takes
 # bfloat16 on a CPU.
 FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
@@ -20,9 +23,8 @@ PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
 _AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
 
 
-def precisions_of(device: torch.device) -> tuple[str, ...]:
-    """The precisions that run on a device."""
-    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
+class DivergedError(RuntimeError):
+    """The loss is not a number any more."""
 
 
 class Variant(NamedTuple):
@@ -47,6 +49,11 @@ VARIANTS = (
 )
 
 
+def precisions_of(device: torch.device) -> tuple[str, ...]:
+    """The precisions that run on a device."""
+    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
+
+
 def reason_to_skip(variant: Variant, precision: str, device: torch.device, train: bool) -> str | None:
     """Why a variant cannot run, or None."""
     if precision not in precisions_of(device):
@@ -58,27 +65,39 @@ def reason_to_skip(variant: Variant, precision: str, device: torch.device, train
     return None
 
 
-class Step(Protocol):
-    """A step on patches (B, 1, H, W)."""
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Do it all; returns a tensor () to be read once the clock is stopped."""
-
-
 class Training:
-    """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss."""
+    """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss.
 
-    def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
-        self.model = _build(variant, patch, device, rng)
-        self._call = torch.compile(self.model) if variant.compiled else self.model
+    Parameters
+    ----------
+    model
+        On the device it trains on.
+    variant, precision
+        How it runs; whose blocks the model has is not looked at.
+    steps
+        Length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    """
+
+    def __init__(
+        self, model: nn.Module, variant: Variant = UPSTREAM, precision: str = FP32, *, steps: int | None = None
+    ) -> None:
+        self.model, self._precision = model, precision
+        device = next(model.parameters()).device
+        self._call = torch.compile(model) if variant.compiled else model
         self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
-        parameters = self.model.parameters()
-        self.optimizer = torch.optim.Adamax(parameters, lr=PEAK_LEARNING_RATE, capturable=variant.captured)
+        self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16_MIXED)
-        self._precision = precision
+        self._steps, self._done = steps, 0
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Raises DivergedError where the loss is NaN, if upstream's loss function is there to see it."""
+        """One step on patches (B, 1, H, W); the tensor () that it returns is read once the clock is stopped.
+
+        Raises DivergedError where the loss is NaN, if upstream's loss function is there to see it.
+        """
+        if self._steps is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
+            self._done += 1
         self.optimizer.zero_grad()
         with autocast(self._precision, patches.device):
             losses = self._loss(self._call(patches), patches)
@@ -93,11 +112,10 @@ class Training:
 class Prediction:
     """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
 
-    def __init__(self, variant: Variant, precision: str, patch: int, device: torch.device, rng: Any = None) -> None:
-        self.model = _build(variant, patch, device, rng).eval()
-        self.model.reset_for_inference((patch, patch))
-        self._call = torch.compile(self.model) if variant.compiled else self.model
-        self._precision = precision
+    def __init__(self, model: Any, variant: Variant, precision: str) -> None:
+        self.model, self._precision = model.eval(), precision
+        model.reset_for_inference(tuple(model.image_size))
+        self._call = torch.compile(model) if variant.compiled else model
 
     @torch.no_grad()
     def __call__(self, patches: Tensor) -> Tensor:
@@ -113,7 +131,7 @@ class Captured:
     every replay, so each makes noise of its own.
     """
 
-    def __init__(self, step: Any, patches: Tensor) -> None:
+    def __init__(self, step: Training | Prediction, patches: Tensor) -> None:
         self._patches = patches.clone()
         saved = {name: value.clone() for name, value in step.model.state_dict().items()}
         warm_up_for_capture(lambda: step(self._patches))
@@ -130,11 +148,18 @@ class Captured:
         return self._result
 
 
-def build_step(
-    kind: Callable[..., Any], variant: Variant, precision: str, patches: Tensor, rng: str | None = None
-) -> Step:
-    """A `Training` or `Prediction`, captured if the variant says so. `rng` is `patch_model`'s."""
-    step = kind(variant, precision, patches.shape[-1], patches.device, rng)
+def build(
+    kind: type[Training] | type[Prediction],
+    variant: Variant,
+    precision: str,
+    patches: Tensor,
+    rng: str | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
+    model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
+    if variant.patched:
+        patch_model(model, rng=rng)
+    step = kind(model, variant, precision)
     return Captured(step, patches) if variant.captured else step
 
 
@@ -143,23 +168,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
 
 
-@contextlib.contextmanager
-def float32_noise() -> Iterator[None]:
-    """Lets torch.distributions draw its noise in float32 and round it; another dtype draws other random numbers."""
-    module: Any = torch.distributions.normal
-    original = module._standard_normal
-    module._standard_normal = lambda shape, dtype, device: torch.randn(shape, device=device).to(dtype)
-    try:
-        yield
-    finally:
-        module._standard_normal = original
-
-
-def _build(variant: Variant, patch: int, device: torch.device, rng: Any) -> Any:
-    model = build_model(patch, seed=SEED).to(device)
-    if variant.patched:
-        patch_model(model, rng=rng)
-    return model
+def one_cycle(step: int, steps: int) -> float:
+    """The factor on the peak learning rate: up within the first tenth, then down along half a cosine."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
 
 def _reset(optimizer: torch.optim.Optimizer) -> None:

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.measure.launches import bytes_kept, count_calls, median_seconds
+from bench.kernels.cases import LOGVAR_MAX
+from bench.measure.launches import count_calls
+from bench.measure.memory import bytes_kept
+from bench.measure.timing import quantile, take_turns
 
-LOGVAR_MAX = 20.0  # the clamp that LadderVAE asks for
+WARM_UPS = 3
 
 
 class BlockCost(NamedTuple):
@@ -32,6 +35,7 @@ class BlockRun:
         self._block = block
         self._inputs = (p_features.requires_grad_(), q_features.requires_grad_())
         self._analytical_kl = analytical_kl
+        self._gradients = tuple(torch.ones_like(output) for output in self.forward())
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """What the rest of the model and the loss read: the output and the KL of every sample."""
@@ -39,21 +43,15 @@ class BlockRun:
         output, data = self._block(p_features, q_features, analytical_kl=self._analytical_kl, var_clip_max=LOGVAR_MAX)
         return output, data["kl_samplewise"]
 
-    def backward(self, outputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]) -> None:
+    def backward(self, outputs: tuple[Tensor, Tensor]) -> None:
         """The gradients of inputs and parameters, computed and dropped."""
-        torch.autograd.grad(outputs, (*self._inputs, *self._block.parameters()), gradients)
-
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of ones for `forward`'s outputs."""
-        output, kl = self.forward()
-        return torch.ones_like(output), torch.ones_like(kl)
+        torch.autograd.grad(outputs, (*self._inputs, *self._block.parameters()), self._gradients)
 
     def cost(self, seconds: float) -> BlockCost:
         """Everything counted, with the time that was measured beside it."""
         outputs: list[tuple[Tensor, Tensor]] = []
-        gradients = self.gradients()
         forward = count_calls(lambda: outputs.append(self.forward()))
-        backward = count_calls(lambda: self.backward(outputs[0], gradients))
+        backward = count_calls(lambda: self.backward(outputs[0]))
         return BlockCost(
             seconds=seconds,
             calls_forward=forward.total,
@@ -65,10 +63,8 @@ class BlockRun:
 
 def block_costs(runs: Mapping[str, BlockRun], device: torch.device, *, rounds: int) -> dict[str, BlockCost]:
     """The cost of every block; their times are taken in turns."""
-
-    def step(run: BlockRun) -> Any:
-        gradients = run.gradients()
-        return lambda: run.backward(run.forward(), gradients)
-
-    seconds = median_seconds({name: step(run) for name, run in runs.items()}, device, rounds=rounds)
-    return {name: run.cost(seconds[name]) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    steps = {name: lambda _, run=run: run.backward(run.forward()) for name, run in runs.items()}
+    for turn in take_turns(steps, range(WARM_UPS + rounds), device):
+        seconds[turn.name].append(turn.seconds)
+    return {name: run.cost(quantile(seconds[name][WARM_UPS:], 0.5)) for name, run in runs.items()}

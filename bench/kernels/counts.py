@@ -1,19 +1,17 @@
-"""Figures that are not times: bytes that must move, memory, launches, and instructions from the static audit."""
+"""What of a pass is counted and not timed: bytes that must move, memory, launches."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bench.audit.table import VALUES, read_table
+from bench.audit.table import VALUES
 from bench.kernels.cases import GPU, Case, Inputs
 from bench.kernels.providers import Provider
-from bench.measure import gpu_timing
-from bench.measure.launches import bytes_kept, count_calls
-from bench.measure.memory import peak_bytes
+from bench.measure.launches import count_calls, count_launches
+from bench.measure.memory import bytes_kept, peak_bytes
 from bench.measure.timing import Stages
 
 
-class Figures(NamedTuple):
+class Counts(NamedTuple):
     """Of one pass of a provider; None where nothing could be counted."""
 
     peak_bytes: int | None = None
@@ -37,7 +35,7 @@ def bytes_moved(case: Case, provider: Provider, name: str) -> int:
     return case.latents * (VALUES[name] * case.dtype.itemsize + noise)
 
 
-def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figures]:
+def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Counts]:
     """Memory and launches of every pass."""
     gpu = inputs.q.device.type == GPU
     results: list[Any] = []
@@ -47,7 +45,7 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figur
 
     def calls(run: Callable[[], Any]) -> tuple[int, int] | tuple[None, None]:
         if gpu:
-            return gpu_timing.count_launches(run)
+            return count_launches(run)
         # On a CPU a compiled function does not go through the dispatcher.
         return (None, None) if provider.compiled else count_calls(run)
 
@@ -56,7 +54,7 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figur
 
     with stages.context():
         if stages.backward is None:
-            return {"sample": Figures(peak(lambda: stages.forward(inputs)), None, *calls(forward))}
+            return {"sample": Counts(peak(lambda: stages.forward(inputs)), None, *calls(forward))}
         backward = stages.backward
         kept = bytes_kept(lambda: stages.forward(inputs))
         peak_forward = peak(lambda: stages.forward(inputs))
@@ -65,44 +63,8 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Figur
         backward_calls = calls(lambda: backward(results.pop(), inputs))
     both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]
     return {
-        "forward": Figures(peak_forward, kept, *forward_calls),
+        "forward": Counts(peak_forward, kept, *forward_calls),
         # A backward begins with what its forward left, and that is part of its peak.
-        "backward": Figures(peak_step, kept, *backward_calls),
-        "step": Figures(peak_step, kept, *both),
+        "backward": Counts(peak_step, kept, *backward_calls),
+        "step": Counts(peak_step, kept, *both),
     }
-
-
-def instructions_per_latent(case: Case, provider: Provider, name: str, target: str | None) -> float | None:
-    """From the static audit: kernels with Philox noise, on an architecture that was audited."""
-    if not provider.name.endswith(", Philox") or target is None:
-        return None
-    kernels = {"sample": ["sample"], "step": [f"forward {case.kl}", f"backward {case.kl}"]}.get(
-        name, [f"{name} {case.kl}"]
-    )
-    found = [_audited(provider.backend, target, kernel, case) for kernel in kernels]
-    return None if None in found else round(sum(value for value in found if value is not None), 1)
-
-
-def _audited(backend: str | None, target: str, kernel: str, case: Case) -> float | None:
-    """Of the stable map with a learned p. The CUDA kernels are the same for both layouts."""
-    dtype = str(case.dtype).removeprefix("torch.")
-    options = {"stable, philox", "stable, philox, p", f"stable, philox, p, {case.layout}"}
-    for row in _audit_table():
-        variant = (row["backend"], row["target"], row["kernel"], row["dtype"])
-        if variant == (backend, target, kernel, dtype) and row["options"] in options:
-            return float(row["instructions_per_latent"])
-    return None
-
-
-@functools.cache
-def _audit_table() -> list[dict[str, str]]:
-    return read_table()
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """Interpolated linearly."""
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
