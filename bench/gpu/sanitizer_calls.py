@@ -1,4 +1,4 @@
-"""`python -m bench.sanitizer_calls [BACKEND]`: a few calls that reach every kernel, short enough for compute-sanitizer.
+"""`python -m bench.gpu.sanitizer_calls [BACKEND]`: calls that reach every kernel, few enough for compute-sanitizer.
 
 Every memory layout, dtype and source of z, both KLs, sizes that nothing divides; forward, backward and sampling.
 """
@@ -50,7 +50,7 @@ def call(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_la
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.sanitizer_calls", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.sanitizer_calls", description=__doc__.splitlines()[0])
     parser.add_argument("backend", nargs="?", choices=NAMES, default="cuda")
     backend = parser.parse_args().backend
     device = "cuda" if torch.cuda.is_available() and backend != "cpp" else "cpu"

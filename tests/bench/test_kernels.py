@@ -1,20 +1,26 @@
-"""The benchmark times nothing that is wrong, and its rows say why; its cases and figures are what they claim."""
+"""The benchmark times nothing that is wrong, and its rows say why; its inputs and counts are what they claim."""
 
+import csv
+import json
 import math
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench.kernels.cases import CASES, CPU, GPU, Case, make_inputs, select
+from bench.kernels.cases import CASES, CPU, Case, make_inputs
 from bench.kernels.check import fault, not_normal
-from bench.kernels.figures import bytes_moved, count, instructions_per_latent, quantile
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.kernels.run import EAGER, GRAPH, CaseRun, Entry, Result
+from bench.kernels.run import EAGER, GRAPH, MOST_SETS, CaseRun, Entry, bytes_moved, count, input_sets
 from bench.measure.timing import Effort, seconds_of
 from ladder_kernels.backends import cpp
 from ladder_kernels.noise import philox_normal
 
+ROOT = Path(__file__).parents[2]
 DEVICE = torch.device(CPU)
 TINY = Case("tiny", 2, (4, 4), 8, window=2)
 ONCE = Effort(0, 1, 1)
@@ -24,31 +30,6 @@ EAGER_NAMES = [name for name, provider in BY_NAME.items() if CPU in provider.dev
 
 def verdict(provider, case=TINY):
     return fault(provider, provider.stages(case), case, make_inputs(case, DEVICE))
-
-
-def test_every_kind_of_workload_is_there():
-    names = [case.name for case in CASES]
-    assert len(set(names)) == len(names)
-    sweep = {case.latents: case.devices for case in CASES if case.name.startswith("sweep ")}
-    assert list(sweep) == [2**power for power in range(10, 27, 2)]
-    assert [latents for latents, devices in sweep.items() if CPU not in devices] == [2**24, 2**26]
-    levels = [(case.batch, case.space) for case in CASES if case.name.startswith("level ")]
-    assert levels == [(batch, (side, side)) for batch in (8, 32) for side in (32, 16, 8, 4)]
-    (large,) = [case for case in CASES if case.name == "large"]
-    assert large.latents >= 64e6
-    assert large.devices == (GPU,)
-    for kind in (
-        lambda case: case.window is not None,
-        lambda case: len(case.space) == 3,
-        lambda case: case.channels_last,
-        lambda case: case.dtype == torch.bfloat16,
-        lambda case: case.analytic,
-        lambda case: case.prediction,
-    ):
-        assert any(map(kind, select(DEVICE, quick=False)))
-    quick = select(DEVICE, quick=True)
-    assert 0 < len(quick) < len(select(DEVICE, quick=False)) < len(CASES)
-    assert any(case.compiled for case in quick)
 
 
 @pytest.mark.parametrize("space", [(4, 2), (2, 4, 2)], ids=["2d", "3d"])
@@ -170,8 +151,8 @@ def test_a_planted_error_in_a_backend_is_a_wrong_row_without_a_time(monkeypatch)
     )
     run = run_of(BY_NAME["torch"], BY_NAME["cpp"])
     wrong = run.entry("cpp", EAGER)
-    assert (wrong.pass_name, wrong.status, wrong.seconds) == ("step", "wrong", ())
-    assert "logprob_q is off by" in wrong.reason
+    assert (wrong["pass"], wrong["status"], "median_us" in wrong) == ("step", "wrong", False)
+    assert "logprob_q is off by" in wrong["reason"]
     assert isinstance(run.entry("torch", EAGER), Entry)
 
 
@@ -192,7 +173,7 @@ def test_a_provider_that_raises_or_cannot_run_leaves_the_others_alone(monkeypatc
         upstream,
     )
     assert isinstance(run.eager.pop("upstream"), Entry)
-    assert {name: (row.status, row.reason) for name, row in run.eager.items()} == {
+    assert {name: (row["status"], row["reason"]) for name, row in run.eager.items()} == {
         "triton": ("skipped", "there is no GPU"),
         "cpp": ("skipped", "not built"),
         "torch, compiled": ("skipped", "compiling takes too long to do it for every case"),
@@ -257,22 +238,6 @@ def test_calls_and_memory_are_counted():
     assert set(sampled) == {"sample"}
 
 
-def test_instructions_are_those_of_the_audit():
-    philox = BY_NAME["triton, Philox"]
-    forward, backward, step = (instructions_per_latent(TINY, philox, name, "sm_90") for name in TINY.passes)
-    assert forward + backward == pytest.approx(step)
-    assert forward > 0
-    assert instructions_per_latent(TINY._replace(prediction=True), philox, "sample", "sm_90") < forward
-    assert instructions_per_latent(TINY, philox, "step", "sm_89") is None
-    assert instructions_per_latent(TINY, philox, "step", None) is None
-    assert instructions_per_latent(TINY, BY_NAME["triton"], "step", "sm_90") is None
-
-
-def test_quantiles():
-    assert [quantile([4.0, 1.0, 2.0, 3.0, 5.0], q) for q in (0.2, 0.5, 0.8)] == pytest.approx([1.8, 3.0, 4.2])
-    assert quantile([7.0], 0.8) == 7.0
-
-
 def test_graphs_are_timed_of_those_that_can_be_captured(monkeypatch):
     run = run_of(*(BY_NAME[name] for name in ("upstream", "torch", "cpp")))
     refusing = run.eager["cpp"].stages
@@ -282,10 +247,60 @@ def test_graphs_are_timed_of_those_that_can_be_captured(monkeypatch):
             raise RuntimeError("operation not permitted when stream is capturing")
         return stages
 
-    monkeypatch.setattr("bench.measure.gpu_timing.capture", capture)
+    monkeypatch.setattr("bench.measure.launches.capture", capture)
     assert isinstance(run.entry("torch", GRAPH), Entry)
-    rows = [row for row in run.graphs.values() if isinstance(row, Result)]
-    assert {(row.provider, row.mode, row.status, row.reason) for row in rows} == {
+    rows = [row for row in run.graphs.values() if not isinstance(row, Entry)]
+    assert {(row["provider"], row["mode"], row["status"], row["reason"]) for row in rows} == {
         ("upstream", GRAPH, "skipped", "waits for the device 11 times, which no graph can"),
         ("cpp", GRAPH, "failed", "RuntimeError: operation not permitted when stream is capturing"),
     }
+
+
+def test_a_graph_of_several_calls_has_its_time_divided():
+    run = run_of(BY_NAME["torch"])
+    entry = run.eager["torch"]
+    graph = entry._replace(stages=entry.stages._replace(calls=3))
+    assert run.result(graph, "step", EAGER, [6.0, 3.0])["median_us"] == 1.5e6
+
+
+SLOWED = """
+import time
+from bench.kernels import providers
+upstream, slow = providers.PROVIDERS[:2]
+def make(case):
+    forward = upstream.make(case)
+    return lambda inputs: (time.sleep(0.05), forward(inputs))[1]
+providers.PROVIDERS = (upstream, upstream._replace(name="slowed", make=make))
+from bench.kernels import cases
+cases.CASES = (cases.Case("tiny", 2, (4, 4), 8, quick=True),)
+"""
+
+
+def test_a_planted_slowdown_shows_in_the_table_and_in_pytest_benchmark(tmp_path):
+    (tmp_path / "planted.py").write_text(SLOWED)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "planted", "-p", "no:cacheprovider", "bench", "--quick"]
+    command += ["--device", "cpu", "--results", str(tmp_path / "x.csv"), f"--benchmark-json={tmp_path / 'x.json'}"]
+    # A worker of pytest-xdist would time nothing.
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = {(row["provider"], row["pass"]): float(row["median_us"]) for row in csv.DictReader(file)}
+    assert len(rows) == 6
+    for name in ("forward", "step"):
+        assert rows["slowed", name] > rows["upstream", name] + 40_000
+    assert rows["slowed", "backward"] < 50_000
+    for each in json.loads((tmp_path / "x.json").read_text())["benchmarks"]:
+        key = each["name"], each["group"].removeprefix("tiny, ")
+        assert 1e6 * each["stats"]["median"] == pytest.approx(rows[key], rel=1e-3)
+
+
+def test_inputs_together_exceed_the_l2():
+    l2 = 50 << 20
+    for case in CASES:
+        sets = input_sets(case, l2)
+        if case.latents >= 1 << 17:
+            assert sets * 5 * case.latents * case.dtype.itemsize >= 2 * l2
+        assert 1 <= sets <= MOST_SETS
+    (large,) = [case for case in CASES if case.name == "large"]
+    assert input_sets(large, l2) == 1

@@ -1,26 +1,18 @@
-"""How the benchmark times a pass; and the parts for GPUs, with a GPU that is played."""
+"""How time, memory and launches are measured; and the parts for GPUs, with a GPU that is played."""
 
 import contextlib
-import csv
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench.kernels.cases import CASES, CPU, Case
-from bench.kernels.providers import PROVIDERS
-from bench.kernels.run import CaseRun
-from bench.measure import gpu_timing
-from bench.measure.timing import Copying, Effort, Stages, Work, rounds_of, seconds_of
+from bench.measure import launches
+from bench.measure.launches import Calls, count_calls
+from bench.measure.memory import bytes_kept, peak_bytes
+from bench.measure.run_info import default_path, machine
+from bench.measure.timing import Copying, Effort, Stages, Work, quantile, rounds_of, seconds_of, take_turns
 
-ROOT = Path(__file__).parents[2]
-TINY = Case("tiny", 2, (4, 4), 8)
-UPSTREAM = PROVIDERS[0]
+CPU = torch.device("cpu")
 
 
 class FakeClock:
@@ -72,47 +64,8 @@ def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
     assert work._result is None
 
 
-def test_a_graph_of_several_calls_has_its_time_divided():
-    run = CaseRun(TINY, torch.device(CPU), Effort(0, 1, 1), FakeClock(), [UPSTREAM])
-    entry = run.eager["upstream"]
-    graph = entry._replace(stages=entry.stages._replace(calls=3))
-    assert run.result(graph, "step", "eager", [6.0, 3.0]).seconds == (2.0, 1.0)
-
-
-SLOWED = """
-import time
-from bench.kernels import providers
-upstream, slow = providers.PROVIDERS[:2]
-def make(case):
-    forward = upstream.make(case)
-    return lambda inputs: (time.sleep(0.05), forward(inputs))[1]
-providers.PROVIDERS = (upstream, upstream._replace(name="slowed", make=make))
-from bench.kernels import cases
-cases.CASES = (cases.Case("tiny", 2, (4, 4), 8, quick=True),)
-"""
-
-
-def test_a_planted_slowdown_shows_in_the_table_and_in_pytest_benchmark(tmp_path):
-    (tmp_path / "planted.py").write_text(SLOWED)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "planted", "-p", "no:cacheprovider", "bench", "--quick"]
-    command += ["--device", "cpu", "--results", str(tmp_path / "x.csv"), f"--benchmark-json={tmp_path / 'x.json'}"]
-    # A worker of pytest-xdist would time nothing.
-    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    with (tmp_path / "x.csv").open(newline="") as file:
-        rows = {(row["provider"], row["pass"]): float(row["median_us"]) for row in csv.DictReader(file)}
-    assert len(rows) == 6
-    for name in ("forward", "step"):
-        assert rows["slowed", name] > rows["upstream", name] + 40_000
-    assert rows["slowed", "backward"] < 50_000
-    for each in json.loads((tmp_path / "x.json").read_text())["benchmarks"]:
-        key = each["name"], each["group"].removeprefix("tiny, ")
-        assert 1e6 * each["stats"]["median"] == pytest.approx(rows[key], rel=1e-3)
-
-
 def test_a_copy_moves_as_many_bytes_as_it_says_and_changes_buffers():
-    copying = Copying(1024, torch.device(CPU), 2)
+    copying = Copying(1024, CPU, 2)
     copy = copying.stages()
     copy.forward(None)
     assert [int(target.sum()) for _, target in copying._buffers] == [1024 // 8, 0]
@@ -120,20 +73,9 @@ def test_a_copy_moves_as_many_bytes_as_it_says_and_changes_buffers():
     assert [int(target.sum()) for _, target in copying._buffers] == [1024 // 8] * 2
 
 
-def test_inputs_together_exceed_the_l2():
-    l2 = 50 << 20
-    for case in CASES:
-        sets = gpu_timing.input_sets(case, l2)
-        if case.latents >= 1 << 17:
-            assert sets * 5 * case.latents * case.dtype.itemsize >= 2 * l2
-        assert 1 <= sets <= gpu_timing.MOST_SETS
-    (large,) = [case for case in CASES if case.name == "large"]
-    assert gpu_timing.input_sets(large, l2) == 1
-
-
 def test_launches_and_waits_are_told_from_other_events():
     names = ["aten::add", "cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync", "cudaStreamSynchronize"]
-    assert gpu_timing.counted([*names, "cudaLaunchKernel", "cudaDeviceSynchronize"]) == (3, 1)
+    assert launches.counted([*names, "cudaLaunchKernel", "cudaDeviceSynchronize"]) == (3, 1)
 
 
 class PlayedGraph:
@@ -192,7 +134,7 @@ def test_forward_and_backward_are_captured_apart_on_all_inputs(played_gpu):
         yield
 
     run = Stages(lambda given: note("forward", given), lambda result, given: note(result, given), context)
-    captured = gpu_timing.capture(run, ["x", "y"])
+    captured = launches.capture(run, ["x", "y"])
     forward, backward = played_gpu
     assert forward.captured == [("forward", "x"), ("forward", "y")]
     assert backward.captured == [(("forward", "x"), "x"), (("forward", "y"), "y")]
@@ -206,7 +148,7 @@ def test_forward_and_backward_are_captured_apart_on_all_inputs(played_gpu):
 
 
 def test_a_copy_or_a_sample_is_captured_without_a_backward(played_gpu):
-    captured = gpu_timing.capture(Stages(lambda given: given), ["x"])
+    captured = launches.capture(Stages(lambda given: given), ["x"])
     assert captured.backward is None
     assert len(played_gpu) == 1
 
@@ -225,5 +167,65 @@ def test_a_capture_that_breaks_off_leaves_the_stream_and_the_generator_as_they_w
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        gpu_timing.capture(Stages(refuse), ["x"])
+        launches.capture(Stages(refuse), ["x"])
     assert (states, streams) == (["fresh"], [torch.cuda.current_stream()])
+
+
+def test_runs_take_turns_until_they_are_taken_out():
+    order, seen = [], []
+    runs = {name: lambda given, name=name: order.append((name, given)) for name in ("a", "b")}
+    for turn in take_turns(runs, range(3), CPU, lambda name, given: seen.append((name, given))):
+        if turn.name == "a" and len(order) > 1:
+            del runs["a"]
+    assert order == seen == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2)]
+
+
+def test_what_is_prepared_is_not_timed(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr("bench.measure.timing.time.perf_counter", clock)
+    (turn,) = take_turns({"a": clock.taking(2.0)}, [None], CPU, clock.taking(100.0))
+    assert turn.seconds == pytest.approx(2.0 + clock.TICK)
+
+
+def test_quantiles():
+    assert [quantile([4.0, 1.0, 2.0, 3.0, 5.0], q) for q in (0.2, 0.5, 0.8)] == pytest.approx([1.8, 3.0, 4.2])
+    assert quantile([7.0], 0.8) == 7.0
+
+
+def test_count_calls_counts_synchronisations_and_sees_the_backward():
+    x = torch.ones(3, requires_grad=True)
+    product, gradient = x * 2, torch.ones(3)
+    assert count_calls(lambda: gradient + gradient) == Calls(1, 0)
+    assert count_calls(lambda: (gradient * gradient).sum().item()) == Calls(3, 1)
+    assert count_calls(lambda: torch.autograd.grad(product, x, gradient)) == Calls(1, 0)
+
+
+def test_bytes_kept_counts_each_storage_once_and_no_parameter():
+    a, b = (torch.ones(10, requires_grad=True) for _ in range(2))
+    assert bytes_kept(lambda: a * b) == 2 * 10 * 4
+    assert bytes_kept(lambda: a * b, [b]) == 10 * 4
+    assert bytes_kept(lambda: a[:5] * a[5:]) == 10 * 4
+    assert bytes_kept(lambda: a + b) == 0
+    assert bytes_kept(lambda: (a + b).exp()) == 10 * 4
+
+
+def test_peak_bytes_is_the_most_at_once():
+    mebibyte = 2**20 // 4
+
+    def allocate():
+        kept = torch.zeros(mebibyte)
+        torch.zeros(2 * mebibyte)
+        return kept + torch.zeros(mebibyte)
+
+    assert peak_bytes(allocate, CPU) == 3 * 2**20
+    assert peak_bytes(lambda: None, CPU) == 0
+
+
+def test_a_quick_look_does_not_replace_what_is_kept(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    assert machine(torch.device("cuda")) == "a100-sxm4-80gb"
+    kept, quick = (default_path(CPU, "-train", quick=quick) for quick in (False, True))
+    assert kept.name == quick.name
+    assert kept.name.endswith("-train.csv")
+    assert kept.parent.parts[-2:] == ("bench", "results")
+    assert quick.parent.parts == ("out", "bench")
