@@ -24,7 +24,8 @@ def tables(root: Path) -> dict[str, str]:
     parts: dict[str, list[str]] = {"kernels": [], "training": []}
     for results in newest(map(read, find(root / FOLDER))):
         parts["kernels" if results.kind == KERNELS else "training"].append(_part(root, results))
-    body = f"{audit_table(read_rows(root / audit))}\n\n[All kernels]({audit.as_posix()})"
+    head = f"Instructions per latent, and the most of what else a kernel costs ([all kernels]({audit.as_posix()})):"
+    body = f"{head}\n\n{audit_table(read_rows(root / audit))}"
     return {"audit": body} | {name: "\n\n".join(texts) or NOT_MEASURED for name, texts in parts.items()}
 
 

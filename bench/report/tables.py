@@ -55,13 +55,14 @@ def audit_table(rows: Sequence[Row]) -> str:
     shown = [row for row in rows if row["instructions_per_latent"] and _is_default(row)]
     names = {(row["backend"], row["target"]) for row in shown}
     lines = []
-    for backend, target in sorted(names, key=lambda name: (name[0], len(name[1]), name[1])):
+    # NVIDIA's by number, AMD's last.
+    for backend, target in sorted(names, key=lambda name: (name[0], name[1] < "sm", len(name[1]), name[1])):
         chosen = [row for row in shown if (row["backend"], row["target"]) == (backend, target)]
         largest = [str(max(int(row[column]) for row in chosen)) for column in ("registers", "stack", "spills")]
         wide = min(float(row["wide_access_share"]) for row in chosen)
         counts = [_instructions(chosen, kernel) for kernel in AUDITED]
         lines.append([f"{backend}, {target}", *counts, *largest, f"{math.floor(100 * wide)} %"])
-    return table(["", *AUDITED, "registers", "stack", "spills", "128-bit accesses"], lines)
+    return table(["", *AUDITED, "registers", "bytes of stack", "spills", "traffic in 128-bit accesses"], lines)
 
 
 def section(results: Results, body: str, link: str) -> str:

@@ -158,9 +158,11 @@ class _Group:
 
     def _take_turns(self, rounds: Iterator[Given]) -> None:
         runs = {name: runner.attempt for name, runner in self._runners.items()}
-        for turn in take_turns(
-            runs, rounds, self._settings.device, lambda name, given: self._runners[name].prepare(given)
-        ):
+
+        def prepare(name: str, given: Given) -> None:
+            self._runners[name].prepare(given)
+
+        for turn in take_turns(runs, rounds, self._settings.device, prepare):
             runner = self._runners[turn.name]
             if isinstance(turn.result, Exception):
                 del runs[turn.name], self._runners[turn.name]

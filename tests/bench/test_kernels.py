@@ -282,7 +282,7 @@ def test_a_planted_slowdown_shows_in_the_table_and_in_pytest_benchmark(tmp_path)
     command += ["--device", "cpu", "--results", str(tmp_path / "x.csv"), f"--benchmark-json={tmp_path / 'x.json'}"]
     # A worker of pytest-xdist would time nothing.
     environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = {(row["provider"], row["pass"]): float(row["median_us"]) for row in csv.DictReader(file)}

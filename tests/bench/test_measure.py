@@ -147,12 +147,6 @@ def test_forward_and_backward_are_captured_apart_on_all_inputs(played_gpu):
     assert (forward.replays, backward.replays) == (1, 2)
 
 
-def test_a_copy_or_a_sample_is_captured_without_a_backward(played_gpu):
-    captured = launches.capture(Stages(lambda given: given), ["x"])
-    assert captured.backward is None
-    assert len(played_gpu) == 1
-
-
 def test_a_capture_that_breaks_off_leaves_the_stream_and_the_generator_as_they_were(played_gpu, monkeypatch):
     states, streams = [], []
     generator = SimpleNamespace(device="cuda:0", graphsafe_set_state=states.append)
