@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-WARP = 32
-WAVE = 64
+Accesses = Callable[[list[str]], dict[int, int]]
+"""Instructions -> bits of a global access -> how many."""
 
 
 class KernelCost(NamedTuple):
@@ -38,14 +38,13 @@ def nvidia_costs(cubin: str) -> dict[str, KernelCost]:
 def amd_cost(assembly: str, shared: int) -> KernelCost:
     """The cost of one AMD kernel from its assembly."""
     label, instruction, branch = r"(\.LBB\d+_\d+):", r"\t([a-z]\w+.*)", r"s_c?branch\w* (\.LBB\d+_\d+)"
-    loop = _main_loop(_stretches(assembly, label, instruction, branch), _amd_accesses)
-    return KernelCost(
+    return _cost(
+        _stretches(assembly, label, instruction, branch),
+        _amd_accesses,
         registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
         stack=_number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
         spills=_number(r"\.vgpr_spill_count:\s+(\d+)", assembly),
         shared=shared,
-        instructions=len(loop),
-        accesses=_amd_accesses(loop),
     )
 
 
@@ -66,15 +65,23 @@ def _sections(cubin: str) -> Iterator[tuple[str, str]]:
 
 def _nvidia_cost(sass: str, usage: str) -> KernelCost:
     label, instruction, branch = r"\s*(\.L_x_\d+):", r"\s*/\*[0-9a-f]+\*/\s+(.*?);", r"BRA.*?(\.L_x_\d+)"
-    loop = _main_loop(_stretches(sass, label, instruction, branch), _nvidia_accesses)
-    return KernelCost(
+    return _cost(
+        _stretches(sass, label, instruction, branch),
+        _nvidia_accesses,
         registers=_number(r"REG:(\d+)", usage),
         stack=_number(r"STACK:(\d+)", usage),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         shared=_number(r"SHARED:(\d+)", usage),
-        instructions=len(loop),
-        accesses=_nvidia_accesses(loop),
     )
+
+
+def _cost(stretches: list[list[str]], accesses: Accesses, **usage: int) -> KernelCost:
+    """What the disassembler says, and what is read from the main loop: the stretch that moves the most data.
+
+    A loop of the epilogue can be longer.
+    """
+    loop = max(stretches, key=lambda stretch: (_traffic(accesses(stretch)), len(stretch)), default=[])
+    return KernelCost(**usage, instructions=len(loop), accesses=accesses(loop))
 
 
 def _stretches(text: str, label: str, instruction: str, branch: str) -> list[list[str]]:
@@ -91,11 +98,6 @@ def _stretches(text: str, label: str, instruction: str, branch: str) -> list[lis
             if target and target.group(1) in labels:
                 stretches.append(lines[labels[target.group(1)] :])
     return stretches
-
-
-def _main_loop(stretches: list[list[str]], accesses: Callable[[list[str]], dict[int, int]]) -> list[str]:
-    """The one that moves the most data: a loop of the epilogue can be longer."""
-    return max(stretches, key=lambda stretch: (_traffic(accesses(stretch)), len(stretch)), default=[])
 
 
 def _traffic(accesses: dict[int, int]) -> int:

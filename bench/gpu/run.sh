@@ -127,9 +127,7 @@ suite() {
 }
 
 kernel_benchmark() {
-  if ! compgen -G 'bench/kernels/test_*.py' >/dev/null; then
-    skip "kernel benchmark" "this checkout has none"
-  elif ! can_import pytest_benchmark; then
+  if ! can_import pytest_benchmark; then
     skip "kernel benchmark" "pytest-benchmark is not installed"
   else
     stage "kernel benchmark" 170 "$PYTHON" -m pytest bench -q -p no:cacheprovider --quick --results "$OUT/$NAME.csv"

@@ -137,12 +137,6 @@ def test_a_cuda_kernel_is_known_by_its_name(monkeypatch, tmp_path, symbol, expec
     assert row["compiler"] == "nvcc 13.0.88"
 
 
-def test_without_the_extension_the_command_that_builds_it_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match="run: make cuda"):
-        audit_cuda.extract_cubins(str(tmp_path))
-
-
 def test_an_extension_for_too_few_targets_is_refused(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("ladder_kernels._CUDA", str(tmp_path / "_CUDA.so"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)

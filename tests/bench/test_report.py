@@ -191,19 +191,6 @@ def test_only_the_newest_of_a_machine_is_told(root):
     assert "7.00 ms" not in update(root)
 
 
-@pytest.mark.parametrize(
-    ("name", "complaint"),
-    [("abacus.csv", "expected a name like <machine>-2026-01-31.csv"), (KERNEL_FILE, "expected rows with the columns")],
-)
-def test_a_file_that_is_no_results_file_is_one_line(tmp_path, capsys, name, complaint):
-    write(tmp_path / name, [])
-    with pytest.raises(SystemExit):
-        figures.main([str(tmp_path / name)])
-    complained = capsys.readouterr().err
-    assert complaint in complained
-    assert complained.count("\n") == 1
-
-
 def test_a_row_is_in_the_file_at_once_and_what_it_leaves_out_is_empty(tmp_path):
     table = Table(tmp_path / "new" / "x.csv", ("a", "b"))
     table.add({"b": 1})
