@@ -61,11 +61,13 @@ def figure_path(results: Results) -> Path:
     return results.path.with_name(f"{results.path.stem}-time.png")
 
 
-def draw(results: Results) -> Figure | None:
-    """Median time against the latents of the size sweep, a panel for each pass; None where nothing was swept."""
-    rows = [row for row in results.rows if row["case"].startswith(SWEEP) and number(row, "median_us")]
-    if not rows:
-        return None
+def swept(results: Results) -> list[Row]:
+    """What there is to draw: the rows of the size sweep that have a time."""
+    return [row for row in results.rows if row["case"].startswith(SWEEP) and number(row, "median_us")]
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Median time against the latents of `swept` rows, a panel for each pass."""
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         figure.suptitle(f"Time of a stochastic step against its size\n{about(rows)}", size=9, ha="left", x=0.01)
@@ -124,28 +126,26 @@ def save(figure: Figure, path: Path) -> None:
 
 def fault(results: Results) -> str | None:
     """Why the figure beside a results file is not the one that it gives, or None."""
-    path, figure = figure_path(results), draw(results)
-    if figure is None or not path.exists():
-        return f"{path.name}: missing; run `make plots`" if figure else None
+    path = figure_path(results)
+    if not path.exists():
+        return f"{path.name}: missing; run `make plots`"
     with Image.open(path) as image:
-        up_to_date = image.info.get(NUMBERS) == fingerprint(figure)
+        up_to_date = image.info.get(NUMBERS) == fingerprint(draw(swept(results)))
     return None if up_to_date else f"{path.name}: out of date; run `make plots`"
 
 
-def kernel_files(paths: Iterable[Path]) -> list[Results]:
+def drawable(paths: Iterable[Path]) -> list[Results]:
     """Those of the files that have a figure."""
-    return [each for each in map(read, paths) if each.kind == KERNELS]
+    return [each for each in map(read, paths) if each.kind == KERNELS and swept(each)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.report.figures", description=__doc__.splitlines()[0])
     parser.add_argument("csv", nargs="*", type=Path, help="kernels files; all of bench/results where none is named")
     try:
-        for results in kernel_files(parser.parse_args(arguments).csv or find()):
-            figure = draw(results)
-            if figure is not None:
-                save(figure, figure_path(results))
-                print(figure_path(results))
+        for results in drawable(parser.parse_args(arguments).csv or find()):
+            save(draw(swept(results)), figure_path(results))
+            print(figure_path(results))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

@@ -33,7 +33,7 @@ def _part(root: Path, results: Results) -> str:
     """One machine's table, and its figure if there is one."""
     kernels, link = results.kind == KERNELS, results.path.relative_to(root).as_posix()
     text = section(results, (kernels_table if kernels else training_table)(results), link)
-    if not kernels or figures.draw(results) is None:
+    if not kernels or not figures.swept(results):
         return text
     figure = figures.figure_path(results).relative_to(root).as_posix()
     return f"{text}\n\n![time against size, {results.machine}]({figure})"
@@ -62,7 +62,7 @@ def faults(root: Path) -> list[str]:
         for name, text in texts.items()
         if stated[name] != block(name, text)
     ]
-    drawn = figures.kernel_files(find(root / FOLDER))
+    drawn = figures.drawable(find(root / FOLDER))
     left_over = set((root / FOLDER).glob("*.png")) - {figures.figure_path(each) for each in drawn}
     found += [fault for each in drawn if (fault := figures.fault(each))]
     return found + [f"{path.name}: no results file gives it; remove it" for path in sorted(left_over)]

@@ -1,6 +1,7 @@
 """A results file is written as it is read; README and figure show its own numbers, and the checks find what is not."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,19 +56,28 @@ def changed(rows: list[dict], wanted: dict, cells: dict) -> list[dict]:
     return [row | cells if wanted.items() <= row.items() else row for row in rows]
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose README and figure are what its results give."""
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(figures, "DPI", 20)
-    write(tmp_path / FOLDER / KERNEL_FILE, kernel_rows())
-    write(tmp_path / FOLDER / TRAINING_FILE, training_rows())
-    audit = Table(tmp_path / FOLDER / "audit.csv", list(read_table()[0]))
+    root = tmp_path_factory.mktemp("written")
+    write(root / FOLDER / KERNEL_FILE, kernel_rows())
+    write(root / FOLDER / TRAINING_FILE, training_rows())
+    audit = Table(root / FOLDER / "audit.csv", list(read_table()[0]))
     for row in read_table():
         audit.add(row)
     marks = [f"<!-- generated: {name} -->\n<!-- end -->\nby hand" for name in ("kernels", "training", "audit")]
-    (tmp_path / "README.md").write_text("\n\n".join(marks))
-    update(tmp_path)
+    (root / "README.md").write_text("\n\n".join(marks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readme, "ROOT", root)
+        update(root)
+    return root
+
+
+@pytest.fixture
+def root(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -169,12 +179,12 @@ def test_what_is_not_ok_has_no_time_and_is_not_drawn(root, status, cell):
     rows = changed(kernel_rows(), STEP, {"status": status})
     write(root / FOLDER / KERNEL_FILE, changed(rows, SWEPT, {"status": status}))
     assert row_of(update(root), "cpp") == f"| cpp | {cell} | 1.92 ms (10.0x) | - |"
-    figure = figures.draw(read(root / FOLDER / KERNEL_FILE))
+    figure = figures.draw(figures.swept(read(root / FOLDER / KERNEL_FILE)))
     assert [len(line.get_xdata()) for line in figure.axes[2].get_lines() if line.get_label() == "cpp"] == [1]
 
 
 def test_time_is_drawn_as_measured(root):
-    axes = figures.draw(read(root / FOLDER / KERNEL_FILE)).axes[2]
+    axes = figures.draw(figures.swept(read(root / FOLDER / KERNEL_FILE))).axes[2]
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
     expected = {provider: cost * 3e-6 for provider, cost in SECONDS.items() if provider != "torch"}
     # 20 bytes a latent at 10 GB/s
