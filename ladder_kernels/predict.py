@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # How many pixels of the input a batch of samples may hold together. A CPU is fastest while the activations (some
 # kilobytes a pixel) stay in its caches; a GPU wants enough work to hide the launches, and has gigabytes for it.
-CPU_PIXELS = 2**15
+CPU_PIXELS = 2**14
 GPU_PIXELS = 2**18
 
 _PASSES = ("bottomup_pass", "topdown_pass")
@@ -49,8 +49,8 @@ def predict_mmse(
     samples
         How many predictions, at least 1.
     batch
-        How many predictions of `x` run the top-down pass together. By default as many as hold 2**15 pixels together on
-        a CPU (8 of a 64 x 64 tile, 1 of a 256 x 256 tile) and 2**18 elsewhere, and at least 1; memory grows with it.
+        How many predictions of `x` run the top-down pass together. By default as many as hold 2**14 pixels together on
+        a CPU (4 of a 64 x 64 tile, 1 of a 128 x 128 tile) and 2**18 elsewhere, and at least 1; memory grows with it.
         The last batch is smaller where `samples` is no multiple. On a CPU `batch=1` draws the loop's very numbers.
     output
         Maps what the model gives for N = `batch` * B images, without the latents' data, to images (N, ...): for
