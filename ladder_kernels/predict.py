@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 # How many pixels of the input a batch of samples may hold together. A CPU is fastest while the activations (some
-# kilobytes a pixel) stay in its caches; a GPU wants enough work to hide the launches, and has gigabytes for it.
+# kilobytes a pixel) stay in its caches; a GPU wants enough work to hide the launches, and has gigabytes for it. The
+# second number is no measurement.
 CPU_PIXELS = 2**14
 GPU_PIXELS = 2**18
 
@@ -43,7 +44,8 @@ def predict_mmse(
     model
         A LadderVAE of CAREamics, patched or not, compiled or not, or a module that has one as its `model`. Any other
         model is called `samples` times. For tiles of another size than the patches call its `reset_for_inference`
-        first, as for any prediction.
+        first, as for any prediction. Where the model is compiled, its top-down pass is, with torch.compile's default
+        settings and once for each size of a batch.
     x
         Inputs (B, C, *S), as the model takes them: on its device, normalised.
     samples

@@ -58,7 +58,7 @@ def time_tiles(effort: Effort, device: torch.device, results: Path) -> Iterator[
         runs = ways(lambda: build({}, PATCH).to(device), tile)
         seconds, cpu = _times(runs, x, effort.samples, rounds)
         for name, way in runs.items():
-            peak = peak_bytes(functools.partial(way, x, effort.samples), device)
+            peak = peak_bytes(functools.partial(way, x, samples=effort.samples), device)
             row = {
                 "way": name,
                 "tile": tile,
@@ -82,7 +82,7 @@ def _times(
 
     def cpu_seconds(way: Way, count: int) -> float:
         start = time.process_time()
-        way(x, count)
+        way(x, samples=count)
         return time.process_time() - start
 
     calls = {name: functools.partial(cpu_seconds, way) for name, way in runs.items()}
