@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench train lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
+.PHONY: help demo test bench train mmse lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -84,6 +84,9 @@ readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--ch
 
 train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
 	$(BIN)/python -m bench.training $(ARGS)
+
+mmse: $(INSTALLED)  ## mean and spread of many predictions of a micrograph, upstream's loop and ours; ARGS=--quick
+	$(BIN)/python -m bench.mmse $(ARGS)
 
 WHEEL_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 wheels: $(INSTALLED)  ## out/wheels: what a GPU machine without a network lacks beside torch (Python 3.12, x86-64)

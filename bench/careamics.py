@@ -106,6 +106,14 @@ def bare_block(channels: int, dims: int, vanilla_latent_hw: int) -> nn.Module:
     return block
 
 
+def mmse_loop(model: Any, tiles: Tensor, *, samples: int) -> tuple[Tensor, Tensor]:
+    """CAREamics' own mean and standard deviation (B, 1, H, W) of so many predictions of tiles (B, 1, H, W)."""
+    # Here, because it needs all of CAREamics.
+    prediction = importlib.import_module("careamics.lightning.prediction.lvae.lvae_prediction")
+    (mean,), (std,), _ = prediction.lvae_predict_mmse_tiled_batch(model, _likelihood(), (tiles,), samples)
+    return mean, std
+
+
 @torch.no_grad()
 def predict(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> Tensor:
     """The mean of several predictions (H, W) for a normalised image (H, W): the MMSE estimate.
