@@ -58,7 +58,8 @@ class Gaussian(NamedTuple):
     std: Any
     exponent: Any
     rest: Any
-    half_inverse: Any  # exp(-exponent / 2), saturated
+    inverse_near: Any  # exp(-exponent) is inverse_near * inverse_far; neither is infinite: 0 / std is 0
+    inverse_far: Any
     rest_inverse: Any  # 1 / rest
     raw: Any  # the raw parameter after the clamp
     log_var: Any
@@ -108,34 +109,34 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         std = sqrt(var, FAST)
         inverse = rsqrt(var, FAST)
         slope = exponential * inverse * inverse
-        return Gaussian(mean, std, zero, std, one, inverse, raw, log(var, FAST), slope, clamped)
+        return Gaussian(mean, std, zero, std, one, one, inverse, raw, log(var, FAST), slope, clamped)
     elif variance.kind == "softplus":
-        exponent, exponential, rest, slope_inverse = _softplus(raw * variance.beta, FAST)
+        exponent, exponential, rest, half_over = _softplus(raw * variance.beta, FAST)
         rest = rest * (1.0 / variance.beta)
+        std = exponential * rest
         if variance.has_exponent:
             log_var = 2.0 * (exponent + log(rest, FAST))
-            half, inverse = _half_inverse(exponent, FAST), reciprocal(rest, FAST)
-            slope = reciprocal(slope_inverse * rest, FAST)
-            return Gaussian(mean, exponential * rest, exponent, rest, half, inverse, raw, log_var, slope, clamped)
+            near, far = _inverse(exponent, FAST)
+            slope = reciprocal(half_over * rest, FAST)
         else:
-            std = exponential * rest + variance.floor
-            slope = exponential * reciprocal(slope_inverse * std, FAST)
-            inverse, log_var = reciprocal(std, FAST), 2.0 * log(std, FAST)
-            return Gaussian(mean, std, zero, std, one, inverse, raw, log_var, slope, clamped)
+            std += variance.floor
+            log_var = 2.0 * log(std, FAST)
+            exponent, near, far, rest = zero, one, one, std
+            slope = exponential * reciprocal(half_over * std, FAST)
+        return Gaussian(mean, std, exponent, rest, near, far, reciprocal(rest, FAST), raw, log_var, slope, clamped)
     else:
-        LOG_STD: tl.constexpr = variance.kind == "logstd"
-        exponent = raw if LOG_STD else 0.5 * raw
-        log_var = raw + raw if LOG_STD else raw
+        IS_LOG_STD: tl.constexpr = variance.kind == "logstd"
+        exponent = raw if IS_LOG_STD else 0.5 * raw
+        log_var = raw + raw if IS_LOG_STD else raw
+        slope = one + one if IS_LOG_STD else one
+        near, far = _inverse(exponent, FAST)
         std = exp_with_subnormals(exponent, FAST)
-        slope = one + one if LOG_STD else one
-        return Gaussian(
-            mean, std, exponent, one, _half_inverse(exponent, FAST), one, raw, log_var, slope, clamped
-        )
+        return Gaussian(mean, std, exponent, one, near, far, one, raw, log_var, slope, clamped)
 
 
 @triton.jit
 def _softplus(x, FAST: tl.constexpr):
-    """log(1 + exp(x)) as exponential * rest with exponential = exp(exponent), and exponential / sigmoid(x) / 2.
+    """log(1 + exp(x)) as exp(exponent) * rest: exponent, exp(exponent), rest, and half of exp(exponent) / sigmoid(x).
 
     Neither exponent nor rest leaves the range of floats: rest is between log 2 and 1 up to x = 0, and about x above.
     """
@@ -147,10 +148,16 @@ def _softplus(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _half_inverse(exponent, FAST: tl.constexpr):
-    """exp(-exponent / 2): its square is 1 / exp(exponent) beyond the range of floats, and never infinite: 0 / 0."""
-    BOUND: tl.constexpr = -1400.0 if exponent.dtype == tl.float64 else -174.0
-    return exp_of_minus_half(maximum(exponent, BOUND), FAST)
+def _inverse(exponent, FAST: tl.constexpr):
+    """exp(-exponent) as a product of two, for it lies beyond the range of floats where x / std does not."""
+    BOUND: tl.constexpr = 700.0 if exponent.dtype == tl.float64 else 87.0
+    if FAST:
+        half = exp_of_minus_half(maximum(exponent, -2.0 * BOUND), FAST)
+        return half, half
+    else:
+        # Here an exponential is dear, and the roots' two roundings are not: the second factor is mostly 1.
+        near = minimum(maximum(-exponent, -BOUND), BOUND)
+        return exp(near, FAST), exp(minimum(-exponent - near, BOUND), FAST)
 
 
 @triton.jit
@@ -158,13 +165,13 @@ def standard_normal(COMPUTE: tl.constexpr):
     """N(0, I)."""
     zero = tl.zeros([1, 1], COMPUTE)
     one = tl.full([1, 1], 1.0, COMPUTE)
-    return Gaussian(zero, one, zero, one, one, one, zero, zero, one, _nowhere())
+    return Gaussian(zero, one, zero, one, one, one, one, zero, zero, one, _nowhere())
 
 
 @triton.jit
 def over_std(x, gaussian):
     """x / std."""
-    return x * gaussian.half_inverse * gaussian.half_inverse * gaussian.rest_inverse
+    return x * gaussian.inverse_near * gaussian.inverse_far * gaussian.rest_inverse
 
 
 @triton.jit
@@ -205,7 +212,9 @@ def divergence(q, p, latent, variance, KL: tl.constexpr, FAST: tl.constexpr):
 @triton.jit
 def _exp_excess(x):
     """exp(x) - 1 - x for |x| < 1/2: a minimax polynomial, relative error 5.3e-8."""
-    return x * x * (0.5 + x * (0.16666666 + x * (0.04166580 + x * (0.008333452 + x * (0.0013981997 + x * 1.987563e-4)))))
+    return (
+        x * x * (0.5 + x * (0.16666666 + x * (0.04166580 + x * (0.008333452 + x * (0.0013981997 + x * 1.987563e-4)))))
+    )
 
 
 @triton.jit
