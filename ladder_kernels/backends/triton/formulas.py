@@ -155,7 +155,7 @@ def _inverse(exponent, FAST: tl.constexpr):
         half = exp_of_minus_half(maximum(exponent, -2.0 * BOUND), FAST)
         return half, half
     else:
-        # Here an exponential is dear, and the roots' two roundings are not: the second factor is mostly 1.
+        # Halves would double the rounding of the exponential; this second factor is 1 but far from 0.
         near = minimum(maximum(-exponent, -BOUND), BOUND)
         return exp(near, FAST), exp(minimum(-exponent - near, BOUND), FAST)
 
