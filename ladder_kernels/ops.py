@@ -21,7 +21,7 @@ from ladder_kernels.variance import VarianceMap
 NAMESPACE = "ladder_kernels"
 
 _STEP = (
-    "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, Tensor? temperature, "
+    "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
     "SymInt[]? window, bool elementwise, bool channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
@@ -60,6 +60,7 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
         step.variance.kind,
         step.variance.raw_min,
         step.variance.raw_max,
+        step.variance.beta,
         step.variance.floor,
         temperature,
         step.window,
@@ -160,8 +161,8 @@ torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, s
 
 def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
     """The step and the backend from `arguments`; a temperature stays a tensor, which may be a fake one."""
-    draw, kl, kind, raw_min, raw_max, floor, temperature, window, *layout, backend = step_and_backend
-    variance = VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, floor=floor)
+    draw, kl, kind, raw_min, raw_max, beta, floor, temperature, window, *layout, backend = step_and_backend
+    variance = VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor)
     step = Step(
         draw,
         kl,

@@ -10,7 +10,9 @@ from torch.utils import _pytree
 
 from ladder_kernels.backends.torch.formulas import Gaussian, clamp, gaussian
 from ladder_kernels.geometry import center_crop
-from ladder_kernels.variance import FLOORS, VarianceMap
+from ladder_kernels.variance import VarianceMap
+
+_VAR_EPS = VarianceMap("stable").floor
 
 
 class _Parameter:
@@ -74,7 +76,7 @@ class StableLogVar(_Parameter):
         self,
         logvar: Tensor | Callable[[], Tensor],
         enable_stable: bool = True,
-        var_eps: float = FLOORS["stable"],
+        var_eps: float = _VAR_EPS,
         *,
         variance: VarianceMap | None = None,
     ) -> None:

@@ -5,13 +5,14 @@ The formulas themselves are `gaussian` in `backends/torch/formulas.py`, `backend
 """
 
 import dataclasses
+import math
 import numbers
 from typing import Any
 
 import torch
 
-FLOORS = {"stable": 1e-6, "exp": 0.0}
-"""The kinds, and the floor that each has if none is given."""
+FLOORS: dict[str, float | None] = {"stable": 1e-6, "exp": None, "logstd": None, "softplus": 0.0}
+"""The kinds, and the floor that each has if none is given; None: it has no floor."""
 KINDS = tuple(FLOORS)
 # Python's and a compiler's symbolic ones.
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
@@ -28,13 +29,15 @@ def as_number(value: Any, name: str, expected: str = "a number") -> float:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceMap:
-    """The map from a raw parameter r to a variance v. It is monotone.
+    """The map from a raw parameter r to a variance v, or to its root s. It is monotone.
 
     - "stable": `v = exp(r) if r <= 0 else 1 + r`, plus the floor. CAREamics, muSplit, denoiSplit.
     - "exp": `v = exp(r)`, so r is the log-variance. HDN, ladder-vae-pytorch, LDM and diffusers.
+    - "logstd": `s = exp(r)`. VDVAE.
+    - "softplus": `s = log(1 + exp(beta r)) / beta`, plus the floor. COSDD, Efficient-VDVAE, hvae-oodd.
 
-    Raises ValueError for another kind, for a floor that is negative or that the kind does not have, and for bounds in
-    the wrong order; TypeError for a bound or floor that is no number.
+    Raises ValueError for another kind, for a floor or beta out of its range or that the kind does not have, and for
+    bounds in the wrong order; TypeError for a field that is no number.
     """
 
     kind: str = "stable"
@@ -43,23 +46,29 @@ class VarianceMap:
     """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0. NaN stays NaN."""
     raw_max: float | None = None
     """Upper clamp of r. Above it the gradient is 0."""
+    beta: float = 1.0
+    """Of "softplus": how sharply it bends. Positive."""
     floor: float = None  # type: ignore[assignment]  # always a number once the map is there
-    """Added to the variance; None: the kind's own, 1e-6 for "stable" (CAREamics' `var_eps`)."""
+    """Added to v in "stable" (1e-6 by default, CAREamics' `var_eps`), to s in "softplus" (0); None: the default."""
 
     def __post_init__(self) -> None:
-        own = FLOORS.get(self.kind)
-        if own is None:
+        if self.kind not in FLOORS:
             raise ValueError(f"unknown kind of variance map {self.kind!r}; there are {', '.join(KINDS)}")
-        for name in ("raw_min", "raw_max", "floor"):
+        for name in ("raw_min", "raw_max", "beta", "floor"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_number(value, name, "a number or None"))
+        own = FLOORS[self.kind]
         if self.floor is None:
-            object.__setattr__(self, "floor", own)
-        if own == 0.0 and self.floor != 0.0:
+            object.__setattr__(self, "floor", own or 0.0)
+        if own is None and self.floor != 0.0:
             raise ValueError(f"the variance map {self.kind!r} has no floor, got {self.floor}")
-        if not self.floor >= 0.0:
-            raise ValueError(f"the floor of a variance must not be negative, got {self.floor}")
+        if self.kind != "softplus" and self.beta != 1.0:
+            raise ValueError(f"the variance map {self.kind!r} has no beta, got {self.beta}")
+        if not 0.0 <= self.floor < math.inf:
+            raise ValueError(f"the floor must be finite and not negative, got {self.floor}")
+        if not 0.0 < self.beta < math.inf:
+            raise ValueError(f"beta must be finite and positive, got {self.beta}")
         if self.raw_min is not None and self.raw_max is not None and self.raw_min > self.raw_max:
             raise ValueError(f"raw_min must not be larger than raw_max, got {self.raw_min} and {self.raw_max}")
 
@@ -77,3 +86,21 @@ class VarianceMap:
     def diffusers() -> "VarianceMap":
         """LDM and diffusers: `DiagonalGaussianDistribution` (autoencoders/vae.py), clamped to [-30, 20]."""
         return VarianceMap("exp", raw_min=-30.0, raw_max=20.0)
+
+    @staticmethod
+    def vdvae() -> "VarianceMap":
+        """VDVAE: `logsigma.exp()` (vae_helpers.py), not clamped."""
+        return VarianceMap("logstd")
+
+    @staticmethod
+    def cosdd() -> "VarianceMap":
+        """COSDD: `softplus(raw)` (models/nn.py), without a floor. It interleaves mean and raw: regroup its channels."""
+        return VarianceMap("softplus")
+
+    @staticmethod
+    def efficient_vdvae() -> "VarianceMap":
+        """Efficient-VDVAE: `softplus(raw, beta=log 2)` (model/latent_layers.py, "std" mode), so that r = 0 gives s = 1.
+
+        Its posterior's std is that times p's, which is no map of one raw parameter: not served for residual posteriors.
+        """
+        return VarianceMap("softplus", beta=math.log(2))

@@ -5,6 +5,7 @@ The tensors have shapes, strides and dtypes, but no memory. Not with TRITON_INTE
 """
 
 import argparse
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import torch
 
 from bench.audit.fake_gpu import TARGETS, install
 from ladder_kernels.backends.step import Step, StepGrads, compute_dtype
-from ladder_kernels.variance import KINDS, VarianceMap
+from tests.maps import MAPS
 from tests.pairwise import Row, covering_rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +34,7 @@ SAMPLE = {
     "dims": (1, 2, 3),
     "wide": EITHER,
     "q": DTYPES,
-    "kind": KINDS,
+    "map": tuple(MAPS),
     "raw_min": (None, -30.0),
     "raw_max": (None, 20.0, 0.1, 1e-50),
 }
@@ -122,7 +123,7 @@ def launch(operation: str, row: Row) -> None:
     last = row["layout"] == "channels_last"
     # How all but q lies.
     others_last = last or row["layout"] == "mixed"
-    variance = VarianceMap(row["kind"], raw_min=row["raw_min"], raw_max=row["raw_max"])
+    variance = dataclasses.replace(MAPS[row["map"]], raw_min=row["raw_min"], raw_max=row["raw_max"])
     step = Step(row["draw"], variance=variance, temperature=row["temperature"], channels_last=last)
     q = without_memory(row, row["q"], (batch, 2 * channels, *space), last)
     source = torch.empty((), dtype=torch.int64, device="meta") if row["draw"] == "seed" else None

@@ -34,14 +34,22 @@ def normal(packed: Tensor, variance: VarianceMap) -> Normal:
         raw = torch.where(raw < variance.raw_min, variance.raw_min, raw)
     if variance.raw_max is not None:
         raw = torch.where(raw > variance.raw_max, variance.raw_max, raw)
-    return Normal(mean, STD[variance.kind](raw), validate_args=False)
+    return Normal(mean, std(raw, variance), validate_args=False)
 
 
-# By `VarianceMap.kind`, of the raw parameter after the clamp.
-STD = {
-    "stable": lambda raw: (torch.where(raw > 0, 1 + raw, torch.where(raw > 0, 0.0, raw).exp()) + 1e-6).sqrt(),
-    "exp": lambda raw: (raw / 2).exp(),
-}
+def std(raw: Tensor, variance: VarianceMap) -> Tensor:
+    """Of the raw parameter after the clamp."""
+    match variance.kind:
+        case "stable":
+            return (torch.where(raw > 0, 1 + raw, torch.where(raw > 0, 0.0, raw).exp()) + variance.floor).sqrt()
+        case "exp":
+            return (raw / 2).exp()
+        case "logstd":
+            return raw.exp()
+        case "softplus":
+            # Not torch.nn.functional.softplus, which the package uses, and which is linear beyond a threshold.
+            return torch.logaddexp(torch.zeros_like(raw), variance.beta * raw) / variance.beta + variance.floor
+    raise AssertionError(variance.kind)
 
 
 def step(

@@ -17,7 +17,7 @@ from ladder_kernels import NormalStochasticBlock, normal_sample, normal_sample_k
 from ladder_kernels.backends import select
 from ladder_kernels.backends.step import Step
 from ladder_kernels.geometry import is_channels_last
-from ladder_kernels.variance import VarianceMap
+from ladder_kernels.variance import KINDS, VarianceMap
 from tests.conftest import BACKENDS
 from tests.test_paths import channels_last, sliced
 
@@ -242,9 +242,10 @@ def count_graphs():
     return torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
 
-def test_one_dynamic_graph_serves_every_batch_and_size(backend):
+@pytest.mark.parametrize("kind", ["stable", "logstd", "softplus"])
+def test_one_dynamic_graph_serves_every_batch_and_size(backend, kind):
     def call(q, p):
-        step = normal_sample_kl(q, p, vanilla_latent_hw=4, elementwise=True)
+        step = normal_sample_kl(q, p, variance=VarianceMap(kind), vanilla_latent_hw=4, elementwise=True)
         return (*step[:6], step.kl_elementwise)
 
     counter = count_graphs()
@@ -412,12 +413,13 @@ def test_checkpointing_gives_the_same_bits(backend, use_reentrant, rng):
     assert all(torch.equal(grad, want) for grad, want in zip(*grads, strict=True))
 
 
-def test_torch_func_goes_through_the_plain_formula(backend):
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_func_goes_through_the_plain_formula(backend, kind):
     q, p, noise = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.randn(2, 3, 4)
 
     def loss(q, p, noise):
-        step = normal_sample_kl(q, p, noise=noise)
-        return step.kl_samplewise.sum() + normal_sample(q, noise=noise).sum()
+        step = normal_sample_kl(q, p, noise=noise, variance=VarianceMap(kind))
+        return step.kl_samplewise.sum() + normal_sample(q, noise=noise, variance=VarianceMap(kind)).sum()
 
     leaf = q.clone().requires_grad_()
     (expected,) = torch.autograd.grad(loss(leaf, p, noise), leaf)
@@ -453,14 +455,19 @@ def test_transforms_compiled_or_not_have_the_gradient(backend, transform, compil
     torch.testing.assert_close(found, expected.sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_duals_carry_their_tangent(backend):
+@pytest.mark.parametrize("kind", KINDS)
+def test_duals_carry_their_tangent(backend, kind):
+    variance = VarianceMap(kind)
     q, p, noise = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.randn(2, 3, 4)
     tangent, leaf = torch.randn(2, 6, 4), q.clone().requires_grad_()
     weights = torch.randn(2)
-    (grad,) = torch.autograd.grad(normal_sample_kl(leaf, p, noise=noise).kl_samplewise, leaf, weights)
+    (grad,) = torch.autograd.grad(
+        normal_sample_kl(leaf, p, noise=noise, variance=variance).kl_samplewise, leaf, weights
+    )
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(q, tangent)
-        found = forward_ad.unpack_dual(normal_sample_kl(dual, p, noise=noise).kl_samplewise).tangent
+        step = normal_sample_kl(dual, p, noise=noise, variance=variance)
+        found = forward_ad.unpack_dual(step.kl_samplewise).tangent
     torch.testing.assert_close((found * weights).sum(), (grad * tangent).sum(), rtol=1e-4, atol=1e-4)
 
 

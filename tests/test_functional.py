@@ -1,5 +1,6 @@
 """`normal_sample_kl` and `normal_sample` against the plain formula in float64, on every backend."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -13,6 +14,7 @@ from ladder_kernels.functional import sample_with_log_density
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.conftest import DEVICE
+from tests.maps import MAPS, modes
 
 # Each shape for a reason: (batch, channels, *spatial).
 SHAPES = {
@@ -26,6 +28,7 @@ SHAPES = {
     "batch of none": (0, 3, 4, 4),
 }
 SOURCES = ("noise", "latent", "mode")
+PRIORS = ("learned", "batch 1", "standard")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -106,13 +109,10 @@ def test_values_and_gradients_for_every_shape(backend, shape, analytical):
     )
 
 
-@pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-def test_values_and_gradients_for_every_mode(backend, prior, source, kind, analytical):
+@modes(prior=PRIORS, source=SOURCES, kl=("mc", "analytic"))
+def test_values_and_gradients_for_every_mode(backend, variance, prior, source, kl):
     given = tensors((3, 4, 5, 6), source, prior=prior)
-    check(given, options(source, analytical_kl=analytical, variance=VarianceMap(kind), vanilla_latent_hw=4))
+    check(given, options(source, analytical_kl=kl == "analytic", variance=variance, vanilla_latent_hw=4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -304,23 +304,20 @@ def test_nan_in_nan_out(backend, where, analytical):
     assert torch.isfinite(grads["q_params"][0]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_analytic_kl_near_equality_does_not_cancel(backend, kind):
+@pytest.mark.parametrize("variance", MAPS.values(), ids=MAPS)
+def test_analytic_kl_near_equality_does_not_cancel(backend, variance):
     p = packed((1, 8, 16, 16))
     q = p.clone()
     q[:, 8:] += 1e-3 * torch.randn(1, 8, 16, 16)
-    options = {"analytical_kl": True, "variance": VarianceMap(kind), "mode": True}
+    options = {"analytical_kl": True, "variance": variance, "mode": True}
     kl = normal_sample_kl(q, p, **options, elementwise=True).kl_elementwise
     exact = oracle.step(q.double(), p.double(), **options)["kl_elementwise"]
     # KL = x^2/2 of a log-ratio x that float32 knows to some 1e-7; 1 - 1 would leave an error of 1e-7 in KL itself.
     assert ((kl - exact).abs() <= 1.5e-7 * oracle.SLACK * (2 * exact).sqrt() + 1e-13).all()
 
 
-@pytest.mark.parametrize("source", [*SOURCES, "seed"])
-@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
-def test_gradcheck(backend, source, analytical, kind, prior):
+@modes(prior=PRIORS, source=(*SOURCES, "seed"), kl=("mc", "analytic"))
+def test_gradcheck(backend, variance, prior, source, kl):
     given = tensors((2, 2, 3, 4), source, torch.float64, prior)
     given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
     names, values = list(given), tuple(given.values())
@@ -331,8 +328,8 @@ def test_gradcheck(backend, source, analytical, kind, prior):
         step = normal_sample_kl(
             **{"p_params": None, **call},
             **extra,
-            analytical_kl=analytical,
-            variance=VarianceMap(kind, raw_min=-0.9, raw_max=0.7),
+            analytical_kl=kl == "analytic",
+            variance=dataclasses.replace(variance, raw_min=-0.9, raw_max=0.7),
             vanilla_latent_hw=2,
             temperature=0.8,
             elementwise=True,
@@ -356,15 +353,25 @@ def test_gradcheck_of_the_sample(backend, source):
     )
 
 
-@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("source", ["noise", "latent"])
-def test_second_derivatives_are_right(backend, analytical, source):
+@pytest.mark.parametrize(
+    ("kind", "source", "analytical"),
+    [
+        *itertools.product(["stable"], ["noise", "latent"], [False, True]),
+        ("exp", "noise", True),
+        ("logstd", "noise", False),
+        ("softplus", "latent", True),
+        ("softplus", "noise", False),
+    ],
+)
+def test_second_derivatives_are_right(backend, kind, source, analytical):
     given = tensors((1, 2, 2, 3), source, torch.float64)
     given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
     names, values = list(given), tuple(given.values())
 
     def differentiable(*args):
-        step = normal_sample_kl(**dict(zip(names, args, strict=True)), analytical_kl=analytical)
+        step = normal_sample_kl(
+            **dict(zip(names, args, strict=True)), analytical_kl=analytical, variance=VarianceMap(kind)
+        )
         return step.kl_samplewise, step.logprob_q, *([] if source == "latent" else [step.z])
 
     assert torch.autograd.gradgradcheck(differentiable, values, fast_mode=interpreted(backend))
@@ -553,6 +560,30 @@ EXTREMES = {
         {"q_params": one(1.0, -110.0), "p_params": one(0.7, 1.35), "latent": torch.zeros(1, 1, 1)},
         {"variance": VarianceMap("exp"), "analytical_kl": True},
     ),
+    "logstd, 1 / std overflows, means apart": (
+        {"q_params": one(0.0, -92.5), "p_params": one(0.0, -90.5), "noise": torch.tensor([[[0.5]]])},
+        {"variance": VarianceMap("logstd")},
+    ),
+    "logstd, analytic, 1 / std overflows": (
+        {"q_params": one(1.0, -100.0), "p_params": one(1.0, -100.125)},
+        {"mode": True, "variance": VarianceMap("logstd"), "analytical_kl": True},
+    ),
+    "softplus, analytic, both stds underflow": (
+        {"q_params": one(1.0, -300.0), "p_params": one(1.0, -300.25)},
+        {"mode": True, "variance": VarianceMap("softplus"), "analytical_kl": True},
+    ),
+    "softplus, the ratio underflows": (
+        {"q_params": one(1.0, -300.0), "p_params": one(1.0, 3.0)},
+        {"mode": True, "variance": VarianceMap("softplus"), "analytical_kl": True},
+    ),
+    "softplus, a large ratio": (
+        {"q_params": one(0.0, -60.0), "p_params": one(0.0, 1e30)},
+        {"mode": True, "variance": VarianceMap("softplus", beta=0.5), "analytical_kl": True},
+    ),
+    "softplus, stds of a normal float's smallest": (
+        {"q_params": one(0.0, -85.0), "p_params": one(0.0, -84.0), "noise": torch.tensor([[[0.5]]])},
+        {"variance": VarianceMap("softplus")},
+    ),
     "a gradient next to overflow": (
         {"q_params": one(1.5e19, 0.0), "p_params": one(0.0, 0.0)},
         {"mode": True},
@@ -570,6 +601,20 @@ def test_nothing_overflows_where_the_truth_does_not(backend, given, options):
     for name, grad in our_grads.items():
         # To float32's range: what the truth rounds to.
         torch.testing.assert_close(grad, exact_grads[name].float(), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("kind", ["exp", "logstd", "softplus"])
+def test_equal_means_are_no_distance_whatever_the_std(backend, kind, analytical):
+    """0 / 0 is 0 there: both stds are 0 in every float."""
+    given = {"q_params": one(1.0, -1e4), "p_params": one(1.0, -1e4)}
+    options = {"mode": True, "variance": VarianceMap(kind), "analytical_kl": analytical}
+    outputs, grads = run(normal_sample_kl, given, options, {"kl_samplewise": torch.tensor([1.9])})
+    assert outputs["kl_samplewise"].item() == 0.0
+    # Of log_var the gradients are 0, or 1.9 / 2 of p's and minus that of q's; of raw twice that if raw is log std.
+    slope = {"exp": 0.5, "logstd": 1.0, "softplus": 1.0}[kind] * (not analytical)
+    torch.testing.assert_close(grads["q_params"], one(0.0, -1.9 * slope))
+    torch.testing.assert_close(grads["p_params"], one(0.0, 1.9 * slope))
 
 
 @pytest.mark.parametrize("raw", [math.nan, -math.inf, math.inf])

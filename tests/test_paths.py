@@ -50,6 +50,14 @@ SOURCES: dict[str, Callable[[], dict[str, Any]]] = {
     "latent": lambda: {"latent": torch.randn(SHAPE)},
     "mode": lambda: {"mode": True},
 }
+# A map for each source, so that every path meets every kind.
+VARIANCES = {
+    "fresh": VarianceMap(raw_max=0.5),
+    "seed": VarianceMap("logstd", raw_max=0.5),
+    "noise": VarianceMap("exp", raw_max=0.5),
+    "latent": VarianceMap("softplus", raw_max=0.5, beta=0.7, floor=0.2),
+    "mode": VarianceMap("softplus", raw_max=0.5),
+}
 
 
 class Case(NamedTuple):
@@ -71,7 +79,7 @@ def make_case(layout: str, source: str, kl: str = "analytic") -> Case:
     q, p = LAYOUTS[layout]()
     given = SOURCES[source]()
     options = {
-        "variance": VarianceMap(raw_max=0.5),
+        "variance": VARIANCES[source],
         "vanilla_latent_hw": 2,
         "elementwise": True,
         "analytical_kl": kl == "analytic",
@@ -180,6 +188,7 @@ FEW = [
     ("nchw", "latent"),
     ("slice, channels_last p", "seed"),
     ("channels_last", "mode"),
+    ("nchw", "noise"),
 ]
 MANY = sorted({*FEW, *((layout, "fresh") for layout in LAYOUTS), *(("channels_last", source) for source in SOURCES)})
 

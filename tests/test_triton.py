@@ -13,6 +13,7 @@ from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests import test_functional as functional
+from tests.maps import MAPS
 from tests.test_functional import layouts, packed
 
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
@@ -141,9 +142,12 @@ def emulated(instruction: tl.constexpr, x):
         y = tl.sqrt(x)
     elif instruction.startswith("rsqrt"):
         y = 1.0 / tl.sqrt(x)
+    elif instruction.startswith("rcp"):
+        y = 1.0 / x
     elif instruction.startswith("cos"):
         y = tl.cos(x)
     else:
+        tl.static_assert(instruction.startswith("sin"))
         y = tl.sin(x)
     return tl.where(tl.abs(y) < SMALLEST_NORMAL, 0.0, y) if flushes else y
 
@@ -159,16 +163,16 @@ def fast(monkeypatch):
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variance", MAPS.values(), ids=MAPS)
 @pytest.mark.usefixtures("fast")
-def test_the_fast_formulas_are_the_formulas(analytical, kind):
+def test_the_fast_formulas_are_the_formulas(analytical, variance):
     p = packed((2, 4, 6, 6))
-    # Half of q close to p, where the series takes over.
+    # Half of q close to p, where the polynomial takes over.
     q = torch.where(torch.rand_like(p) < 0.5, p + 1e-2 * torch.randn_like(p), packed((2, 4, 6, 6))).requires_grad_()
-    options = {"analytical_kl": analytical, "variance": VarianceMap(kind)}
+    options = {"analytical_kl": analytical, "variance": variance}
     step = normal_sample_kl(q, p, seed=3, elementwise=True, **options)
     eps = noise_of(3, (2, 4, 6, 6))
-    torch.testing.assert_close(step.z, normal_sample(q, noise=eps, variance=VarianceMap(kind)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(step.z, normal_sample(q, noise=eps, variance=variance), rtol=0, atol=1e-5)
     exact_q = q.detach().double().requires_grad_()
     exact = oracle.step(exact_q, p.double(), noise=eps.double(), **options)
     torch.testing.assert_close(step.kl_elementwise.double(), exact["kl_elementwise"], rtol=1e-5, atol=1e-5)
@@ -186,6 +190,19 @@ def test_the_fast_formulas_keep_naive_stds_that_underflow():
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_keep_naive_stds_whose_inverse_underflows(analytical):
     functional.test_naive_variances_that_overflow_keep_their_std_and_gradient("triton", 176.0, analytical)
+
+
+@pytest.mark.parametrize(("given", "options"), functional.EXTREMES.values(), ids=functional.EXTREMES)
+@pytest.mark.usefixtures("fast")
+def test_the_fast_formulas_overflow_nowhere_where_the_truth_does_not(given, options):
+    functional.test_nothing_overflows_where_the_truth_does_not("triton", given, options)
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("kind", ["exp", "logstd", "softplus"])
+@pytest.mark.usefixtures("fast")
+def test_the_fast_formulas_divide_zero_by_a_std_of_zero(kind, analytical):
+    functional.test_equal_means_are_no_distance_whatever_the_std("triton", kind, analytical)
 
 
 @pytest.mark.usefixtures("fast")
@@ -208,24 +225,41 @@ def ratio_kernel(q_std, q_log_var, out, variance):
     index = tl.arange(0, 1024)
     p = formulas.standard_normal(tl.float32)
     std, log_var = tl.load(q_std + index)[None, :], tl.load(q_log_var + index)[None, :]
-    q = formulas.Gaussian(p.mean, std, p.inverse, p.rest, p.raw, log_var, p.slope, p.clamped)
+    one = p.rest
+    q = formulas.Gaussian(p.mean, std, p.exponent, std, one, one, one, p.raw, log_var, p.slope, p.clamped)
     _, excess = formulas.variance_ratio(q, p, variance, True)
     tl.store(out + index[None, :], excess)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.skipif(not launch.INTERPRETED, reason="the emulated instructions are the interpreter's")
-def test_the_series_near_equality_is_exact_to_its_last_digits(monkeypatch, kind):
-    """Relative to u^2/2, over the whole range in which the series serves and beyond it."""
+def test_the_polynomial_near_equality_is_exact_to_its_last_digits(monkeypatch, kind):
+    """Relative to u^2/2, over the whole range in which the polynomial serves and beyond it."""
     monkeypatch.setattr(triton_math, "_approximate", emulated)
     log_ratio = torch.linspace(-1.0, 1.0, 1024, dtype=torch.float64)
     q_std, q_log_var = (log_ratio / 2).exp().float(), log_ratio.float()
     out = torch.empty(1024)
     ratio_kernel[(1,)](q_std, q_log_var, out, formulas.Variance.of(VarianceMap(kind)))
-    x = 2 * q_std.double().log() if kind == "stable" else q_log_var.double()
+    x = 2 * q_std.double().log() if kind in ("stable", "softplus") else q_log_var.double()
     exact = torch.expm1(x) - x
-    # Where the series serves, a few roundings of u^2/2; beyond, a rounding of the ratio.
+    # Where the polynomial serves, a few roundings of u^2/2; beyond, a rounding of the ratio.
     assert ((out.double() - exact).abs() <= 1e-6 * exact + 1.2e-7 * (x.abs() > 0.11)).all()
+
+
+@triton.jit
+def log1p_over_kernel(t, out):
+    index = tl.arange(0, 4096)
+    tl.store(out + index, triton_math.log1p_over(tl.load(t + index), False))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1.5e-7), (torch.float64, 4e-16)], ids=str)
+def test_the_logarithm_of_one_plus_t_is_exact_to_its_last_digits(dtype, error):
+    """Over all of [0, 1], and down to where 1 + t is 1."""
+    t = torch.cat([torch.linspace(0.0, 1.0, 2048, dtype=dtype), 2.0 ** -torch.linspace(1.0, 60.0, 2048, dtype=dtype)])
+    out = torch.empty_like(t)
+    log1p_over_kernel[(1,)](t, out)
+    exact = torch.where(t == 0, 1.0, t.double().log1p() / t.double())
+    assert ((out.double() / exact - 1).abs() <= error).all()
 
 
 def test_the_words_of_philox_are_the_known_answer():

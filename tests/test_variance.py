@@ -40,7 +40,7 @@ def test_nan_stays_nan_and_the_largest_value_is_clamped(backend, kind):
     raw = torch.tensor([-5.0, torch.nan, 5.0])
     q = torch.stack([torch.zeros(3), raw]).unsqueeze(0)
     z = normal_sample(q, noise=torch.ones(1, 1, 3), variance=variance)
-    expected = oracle.STD[kind](torch.tensor([-1.0, torch.nan, 1.0]))
+    expected = oracle.std(torch.tensor([-1.0, torch.nan, 1.0]), variance)
     torch.testing.assert_close(z.flatten(), expected, equal_nan=True)
     assert normal_sample_kl(q, None, mode=True, variance=variance).qvar_max.isnan()
     finite = normal_sample_kl(q[..., ::2], None, mode=True, variance=variance)
@@ -60,9 +60,12 @@ def test_a_map_is_a_value():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"kind": "log"}, "'log'; there are stable, exp"),
-        ({"kind": "exp", "floor": 1e-3}, "no floor, got 0.001"),
-        ({"floor": -1.0}, "negative, got -1.0"),
+        ({"kind": "log"}, "'log'; there are stable, exp, logstd, softplus"),
+        ({"kind": "exp", "floor": 1e-3}, "'exp' has no floor, got 0.001"),
+        ({"kind": "logstd", "beta": 2.0}, "'logstd' has no beta, got 2.0"),
+        ({"floor": -1.0}, "the floor must be finite and not negative, got -1.0"),
+        ({"kind": "softplus", "floor": np.inf}, "the floor must be finite and not negative, got inf"),
+        ({"kind": "softplus", "beta": 0.0}, "beta must be finite and positive, got 0.0"),
         ({"raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from bench.audit.fake_gpu import TARGETS, compiled_launches, install
 from bench.audit.machine_code import amd_cost, nvidia_costs
 from bench.audit.table import VALUES, Variant, row
-from ladder_kernels.variance import VarianceMap
+from ladder_kernels.variance import KINDS, VarianceMap
 
 # A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
 LATENT = (32, 128, 64, 64)
@@ -27,6 +27,10 @@ def variants() -> list[Variant]:
     for target, kernel, dtype, layout in itertools.product(TARGETS, KERNELS, DTYPES, LAYOUTS):
         prior = "no p" if kernel == "forward none" else "p"
         found.append(Variant("triton", target, kernel, dtype, f"stable, philox, {prior}, {layout}"))
+    # The other maps differ in the formulas alone: where the budget is.
+    for kernel, dtype, kind in itertools.product(KERNELS, DTYPES[:2], KINDS[1:]):
+        if kernel.endswith(("mc", "analytic")):
+            found.append(Variant("triton", "sm_90", kernel, dtype, f"{kind}, philox, p, nchw"))
     return found
 
 
@@ -67,12 +71,13 @@ def _call(variant: Variant) -> None:
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
     channels_last = variant.options.endswith("channels_last")
+    kind = variant.options.partition(",")[0]
     dtype = getattr(torch, variant.dtype)
     batch, channels, *space = LATENT
     q, p = (empty(batch, 2 * channels, *space, dtype=dtype) for _ in range(2))
     seed = empty(dtype=torch.int64)
     direction, _, kl = variant.kernel.partition(" ")
-    step = Step("seed", KL[kl or "none"], variance=VarianceMap(raw_max=20.0), channels_last=channels_last)
+    step = Step("seed", KL[kl or "none"], variance=VarianceMap(kind, raw_max=20.0), channels_last=channels_last)
     if direction == "sample":
         backend.sample(q, seed, step)
     elif direction == "forward":

@@ -6,34 +6,44 @@ stds, so that no variance under- or overflows where its root does not, and witho
 depends on torch's version.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ladder_kernels.variance import VarianceMap
 
 
 class Gaussian(NamedTuple):
-    """A diagonal Gaussian (B, C, *S), and what the chain rule needs of its map."""
+    """A diagonal Gaussian (B, C, *S), and what the chain rule needs of its map.
+
+    std is exp(exponent) * rest: in maps without a floor it leaves the range of floats long before its parts do. A part
+    that is None is not there: exponent 0, rest 1.
+    """
 
     mean: Tensor
     std: Tensor
-    divisors: tuple[Tensor, ...]
-    """Factors of std. In the exp map std and its inverse leave the range of floats long before these do."""
     log_var: Tensor
-    log_var_is_exact: bool
-    """Whether log_var is the raw parameter itself: then ratios come from it, else from the stds."""
-    slope: tuple[Tensor, Tensor] | None
+    exponent: Tensor | None
+    """Exact up to one rounding of the raw parameter, so that ratios of stds take its difference."""
+    rest: Tensor | None
+    slope: tuple[Tensor | float, Tensor] | None
     """d log_var / d raw inside the clamp, as numerator and denominator: a forward pass need not divide. None: 1."""
     clamped: Tensor | None
     """Where the raw parameter lay outside of its clamp; None: nowhere."""
 
     def over_std(self, x: Tensor) -> Tensor:
         """x / std."""
-        for divisor in self.divisors:
-            x = x / divisor
-        return x
+        if self.exponent is None:
+            return x if self.rest is None else x / self.std
+        # In two parts, of which the second is 1 unless std leaves the range of floats. Neither is 0: 0 over it is 0.
+        bound = self.exponent.new_full((), 0.98 * math.log(torch.finfo(x.dtype).max))
+        inside = torch.maximum(torch.minimum(self.exponent, bound), -bound)
+        beyond = torch.maximum(self.exponent - inside, -bound)
+        divisor = torch.exp(inside) if self.rest is None else torch.exp(inside) * self.rest
+        return x / divisor / torch.exp(beyond)
 
     def to_raw(self, grad_log_var: Tensor) -> Tensor:
         """The gradient of the raw parameter from that of log_var; 0 outside of the clamp."""
@@ -55,21 +65,51 @@ def clamp(raw: Tensor, variance: VarianceMap) -> tuple[Tensor, Tensor | None]:
 def gaussian(mean: Tensor, raw: Tensor, variance: VarianceMap) -> Gaussian:
     """The Gaussian of raw parameters; the only place here that knows the kinds of `VarianceMap`."""
     raw, clamped = clamp(raw, variance)
+    zero = raw.new_zeros(())
+    # At 0 minimum and maximum pass half of the gradient each, together all of it.
     if variance.kind == "stable":
-        zero = raw.new_zeros(())
-        # At 0 minimum and maximum pass half of the gradient each, together all of it.
         exponential = torch.exp(torch.minimum(raw, zero))
         var = exponential + torch.maximum(raw, zero) + variance.floor
         std = torch.sqrt(var)
-        return Gaussian(mean, std, (std,), torch.log(var), False, (exponential, var), clamped)
-    root = torch.exp(0.25 * raw)
-    return Gaussian(mean, root * root, (root, root), raw, True, None, clamped)
+        return Gaussian(mean, std, torch.log(var), None, std, (exponential, var), clamped)
+    if variance.kind == "softplus":
+        exponent, rest, sigmoid_over = _softplus(variance.beta * raw)
+        rest = rest / variance.beta
+        if variance.floor == 0.0:
+            log_var = 2.0 * (exponent + torch.log(rest))
+            slope: tuple[Tensor | float, Tensor] = (2.0, sigmoid_over * rest)
+            return Gaussian(mean, torch.exp(exponent) * rest, log_var, exponent, rest, slope, clamped)
+        exponential = torch.exp(exponent)
+        std = exponential * rest + variance.floor
+        slope = (2.0 * exponential, sigmoid_over * std)
+        return Gaussian(mean, std, 2.0 * torch.log(std), None, std, slope, clamped)
+    if variance.kind == "logstd":
+        return Gaussian(mean, torch.exp(raw), raw + raw, raw, None, (2.0, raw.new_ones(())), clamped)
+    exponent = 0.5 * raw
+    return Gaussian(mean, torch.exp(exponent), raw, exponent, None, None, clamped)
+
+
+def _softplus(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log(1 + exp(x)) as exp(exponent) * rest, and exp(exponent) / sigmoid(x); neither leaves the range of floats.
+
+    `rest` is between log 2 and 1 up to x = 0, and about x above.
+    """
+    zero = x.new_zeros(())
+    far = x < -_SOFTPLUS_IS_EXACT
+    # The branch that `where` leaves gets a harmless value: 0 times an infinite derivative would be NaN.
+    near = torch.where(far, zero, x)
+    rest = softplus(near, threshold=_SOFTPLUS_IS_EXACT) * torch.exp(-torch.minimum(near, zero))
+    return torch.minimum(x, zero), torch.where(far, 1.0, rest), 1.0 + torch.exp(-x.abs())
+
+
+# Beyond it log(1 + exp(x)) is x, or exp(x), to every digit of float64.
+_SOFTPLUS_IS_EXACT = 40.0
 
 
 def standard_normal(like: Tensor) -> Gaussian:
     """N(0, I) as scalars, of the dtype and device of `like`."""
     zero = like.new_zeros(())
-    return Gaussian(zero, zero + 1, (), zero, True, None, None)
+    return Gaussian(zero, zero + 1, zero, None, None, None, None)
 
 
 class Latent(NamedTuple):
@@ -112,14 +152,28 @@ class _VarianceRatio(NamedTuple):
 
 
 def _variance_ratio(q: Gaussian, p: Gaussian) -> _VarianceRatio:
-    if not q.log_var_is_exact:
-        ratio = p.over_std(q.std).square()
+    half_log = _minus(q.exponent, p.exponent)
+    rest = _over(q.rest, p.rest)
+    if half_log is None:
+        ratio = q.std.square() if rest is None else rest.square()
         return _VarianceRatio(ratio - 1, torch.log(ratio))
-    # The ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
-    log = q.log_var - p.log_var
-    near = log.abs() < 0.5
-    far = torch.exp(log) - 1
-    return _VarianceRatio(torch.where(near, torch.expm1(torch.where(near, log, 0.0)), far), log)
+    if rest is None:
+        # The ratio can underflow where its logarithm does not; expm1 multiplies the logarithm's error far from 0.
+        log = 2.0 * half_log
+        near = log.abs() < 0.5
+        return _VarianceRatio(torch.where(near, torch.expm1(torch.where(near, log, 0.0)), torch.exp(log) - 1), log)
+    ratio = (torch.exp(half_log) * rest).square()
+    near = (ratio - 1).abs() < 0.5
+    log = torch.where(near, torch.log(torch.where(near, ratio, 1.0)), 2.0 * (half_log + torch.log(rest)))
+    return _VarianceRatio(ratio - 1, log)
+
+
+def _minus(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    return x if y is None else -y if x is None else x - y
+
+
+def _over(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    return x if y is None else y.reciprocal() if x is None else x / y
 
 
 class IncomingGradients(NamedTuple):

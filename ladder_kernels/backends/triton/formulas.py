@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.triton.math import exp, exp_with_subnormals, log, maximum, minimum, rsqrt, sqrt
+from ladder_kernels.backends.triton.math import (
+    exp,
+    exp_of_minus_half,
+    exp_with_subnormals,
+    log,
+    log1p_over,
+    maximum,
+    minimum,
+    reciprocal,
+    rsqrt,
+    sqrt,
+)
 from ladder_kernels.variance import VarianceMap
 
 
@@ -22,20 +33,34 @@ class Variance(NamedTuple):
     kind: Any
     raw_min: Any
     raw_max: Any
+    beta: Any
     floor: Any
+    has_exponent: Any  # of `Gaussian`: which part of std is more than a constant
+    has_rest: Any
 
     @staticmethod
     @functools.cache
     def of(variance: VarianceMap) -> "Variance":
-        values = (variance.kind, variance.raw_min, variance.raw_max, variance.floor)
+        has_exponent = variance.kind != "stable" and variance.floor == 0.0
+        has_rest = variance.kind in ("stable", "softplus")
+        bounds = variance.raw_min, variance.raw_max
+        values = (variance.kind, *bounds, variance.beta, variance.floor, has_exponent, has_rest)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
 
 
 class Gaussian(NamedTuple):
+    """std is exp(exponent) * rest: in maps without a floor it leaves the range of floats long before its parts do.
+
+    A map that needs one of them only has 0 or 1 for the other one (`Variance.has_exponent` and `.has_rest`).
+    """
+
     mean: Any
     std: Any
-    inverse: Any
-    rest: Any  # 1 / std is inverse * rest: in the exp map it may lie far beyond the floats; else rest is 1
+    exponent: Any
+    rest: Any
+    inverse_near: Any  # exp(-exponent) is inverse_near * inverse_far; neither is infinite: 0 / std is 0
+    inverse_far: Any
+    rest_inverse: Any  # 1 / rest
     raw: Any  # the raw parameter after the clamp
     log_var: Any
     slope: Any  # d log_var / d raw
@@ -76,18 +101,63 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         raw_max = tl.full([], variance.raw_max, mean.dtype)
         clamped = clamped | (raw > raw_max)
         raw = minimum(raw, raw_max)
+    zero = tl.zeros([1, 1], mean.dtype)
     one = tl.full([1, 1], 1.0, mean.dtype)
     if variance.kind == "stable":
         exponential = exp(minimum(raw, 0.0), FAST)
         var = exponential + maximum(raw, 0.0) + variance.floor
+        std = sqrt(var, FAST)
         inverse = rsqrt(var, FAST)
         slope = exponential * inverse * inverse
-        return Gaussian(mean, sqrt(var, FAST), inverse, one, raw, log(var, FAST), slope, clamped)
+        return Gaussian(mean, std, zero, std, one, one, inverse, raw, log(var, FAST), slope, clamped)
+    elif variance.kind == "softplus":
+        exponent, exponential, rest, half_over = _softplus(raw * variance.beta, FAST)
+        rest = rest * (1.0 / variance.beta)
+        std = exponential * rest
+        if variance.has_exponent:
+            log_var = 2.0 * (exponent + log(rest, FAST))
+            near, far = _inverse(exponent, FAST)
+            slope = reciprocal(half_over * rest, FAST)
+        else:
+            std += variance.floor
+            log_var = 2.0 * log(std, FAST)
+            exponent, near, far, rest = zero, one, one, std
+            slope = exponential * reciprocal(half_over * std, FAST)
+        return Gaussian(mean, std, exponent, rest, near, far, reciprocal(rest, FAST), raw, log_var, slope, clamped)
     else:
-        exponent = -0.5 * raw
-        near = minimum(maximum(exponent, -87.0), 87.0)
-        std = exp_with_subnormals(-exponent, FAST)
-        return Gaussian(mean, std, exp(near, FAST), exp(exponent - near, FAST), raw, raw, one, clamped)
+        IS_LOG_STD: tl.constexpr = variance.kind == "logstd"
+        exponent = raw if IS_LOG_STD else 0.5 * raw
+        log_var = raw + raw if IS_LOG_STD else raw
+        slope = one + one if IS_LOG_STD else one
+        near, far = _inverse(exponent, FAST)
+        std = exp_with_subnormals(exponent, FAST)
+        return Gaussian(mean, std, exponent, one, near, far, one, raw, log_var, slope, clamped)
+
+
+@triton.jit
+def _softplus(x, FAST: tl.constexpr):
+    """log(1 + exp(x)) as exp(exponent) * rest: exponent, exp(exponent), rest, and half of exp(exponent) / sigmoid(x).
+
+    Neither exponent nor rest leaves the range of floats: rest is between log 2 and 1 up to x = 0, and about x above.
+    """
+    below = x < 0.0
+    tail = exp(-tl.abs(x), FAST)
+    over_tail = log1p_over(tail, FAST)
+    rest = tl.where(below, over_tail, x + tail * over_tail)
+    return minimum(x, 0.0), tl.where(below, tail, 1.0), rest, 0.5 * tail + 0.5
+
+
+@triton.jit
+def _inverse(exponent, FAST: tl.constexpr):
+    """exp(-exponent) as a product of two, for it lies beyond the range of floats where x / std does not."""
+    BOUND: tl.constexpr = 700.0 if exponent.dtype == tl.float64 else 87.0
+    if FAST:
+        half = exp_of_minus_half(maximum(exponent, -2.0 * BOUND), FAST)
+        return half, half
+    else:
+        # Halves would double the rounding of the exponential; this second factor is 1 but far from 0.
+        near = minimum(maximum(-exponent, -BOUND), BOUND)
+        return exp(near, FAST), exp(minimum(-exponent - near, BOUND), FAST)
 
 
 @triton.jit
@@ -95,13 +165,13 @@ def standard_normal(COMPUTE: tl.constexpr):
     """N(0, I)."""
     zero = tl.zeros([1, 1], COMPUTE)
     one = tl.full([1, 1], 1.0, COMPUTE)
-    return Gaussian(zero, one, one, one, zero, zero, one, _nowhere())
+    return Gaussian(zero, one, zero, one, one, one, one, zero, zero, one, _nowhere())
 
 
 @triton.jit
 def over_std(x, gaussian):
     """x / std."""
-    return x * gaussian.inverse * gaussian.rest
+    return x * gaussian.inverse_near * gaussian.inverse_far * gaussian.rest_inverse
 
 
 @triton.jit
@@ -140,43 +210,55 @@ def divergence(q, p, latent, variance, KL: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def _series(u, c2, c3, c4, c5, c6, c7, c8, c9):
-    """u^2 (c2 + c3 u + ... + c9 u^7)."""
-    return u * u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * (c6 + u * (c7 + u * (c8 + u * c9)))))))
+def _exp_excess(x):
+    """exp(x) - 1 - x for |x| < 1/2: a minimax polynomial, relative error 5.3e-8."""
+    return (
+        x * x * (0.5 + x * (0.16666666 + x * (0.04166580 + x * (0.008333452 + x * (0.0013981997 + x * 1.987563e-4)))))
+    )
+
+
+@triton.jit
+def _log_excess(u):
+    """u - log(1 + u) for |u| < 1/8: a minimax polynomial, relative error 6.6e-8."""
+    return u * u * (0.5 - u * (0.33333336 - u * (0.24998250 - u * (0.19998009 - u * (0.16963921 - u * 0.14572314)))))
 
 
 @triton.jit
 def variance_ratio(q, p, variance, FAST: tl.constexpr):
     """vq / vp - 1, and that minus log(vq / vp) without cancellation where the ratio is near 1.
 
-    It asks for the kind: in the exp map log_var is exact, and ratios of stds leave the range of floats; in the stable
-    one log_var is rounded, and the ratio of stds keeps what the difference of two log_var cancels.
+    Without a rest log_var is exact, and ratios of stds leave the range of floats. With one log_var is rounded, and the
+    ratio of stds keeps what the difference of two log_var cancels.
     """
-    if FAST:
-        # The approximate logarithm has an absolute error near 1: there a series takes over.
-        if variance.kind == "stable":
-            root = q.std * p.inverse
-            minus_one = (root - 1.0) * (root + 1.0)
-            log_ratio = 2.0 * log(root, FAST)  # the square would underflow
-            is_near = tl.abs(minus_one) < 0.125
-            near = _series(minus_one, 1 / 2, -1 / 3, 1 / 4, -1 / 5, 1 / 6, -1 / 7, 1 / 8, -1 / 9)
-        else:
-            log_ratio = q.log_var - p.log_var
+    if not variance.has_rest:
+        log_ratio = q.log_var - p.log_var
+        if FAST:
+            # The approximate logarithm has an absolute error near 1: there a polynomial takes over.
             is_near = tl.abs(log_ratio) < 0.5
-            near = _series(log_ratio, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320, 1 / 362880)
+            near = _exp_excess(log_ratio)
             minus_one = tl.where(is_near, near + log_ratio, exp(log_ratio, FAST) - 1.0)
-        return minus_one, tl.where(is_near, near, minus_one - log_ratio)
-    else:
-        # The logarithm of the very same rounded ratio, so that both errors cancel; it underflows in the exp map.
-        if variance.kind == "stable":
-            root = q.std * p.inverse
-            ratio = root * root
-            log_ratio = log(ratio, FAST)
+            return minus_one, tl.where(is_near, near, minus_one - log_ratio)
         else:
-            difference = q.log_var - p.log_var
-            ratio = exp(difference, FAST)
-            log_ratio = tl.where(tl.abs(difference) < 30.0, log(ratio, FAST), difference)
-        return ratio - 1.0, (ratio - 1.0) - log_ratio
+            # The logarithm of the very same rounded ratio, so that both errors cancel; it can underflow.
+            ratio = exp(log_ratio, FAST)
+            log_ratio = tl.where(tl.abs(log_ratio) < 30.0, log(ratio, FAST), log_ratio)
+            return ratio - 1.0, (ratio - 1.0) - log_ratio
+    else:
+        root = q.rest * p.rest_inverse
+        far_log = log(root, FAST)  # the square would underflow
+        if variance.has_exponent:
+            difference = q.exponent - p.exponent
+            root = root * exp(difference, FAST)
+            far_log += difference
+        if FAST:
+            minus_one = (root - 1.0) * (root + 1.0)
+            is_near = tl.abs(minus_one) < 0.125
+            near = _log_excess(minus_one)
+            return minus_one, tl.where(is_near, near, minus_one - 2.0 * far_log)
+        else:
+            ratio = root * root
+            log_ratio = tl.where(tl.abs(ratio - 1.0) < 0.5, log(ratio, FAST), 2.0 * far_log)
+            return ratio - 1.0, (ratio - 1.0) - log_ratio
 
 
 @triton.jit
