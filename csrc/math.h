@@ -44,15 +44,18 @@ struct SinCos {
   T sin, cos;
 };
 
-// e^x, and two factors of e^-x: their product may lie far beyond the range of T.
+// e^x, and two factors of e^-x: their product may lie far beyond the range of T, so each ends short of infinity.
 template <class T>
 struct ExpAndInverse {
-  T value, inverse, rest;
+  T value, inverse_a, inverse_b;
 };
 
 LADDER_FN double exp(double x) { return ::exp(x); }
 // What `exp_and_inverse` wants computed beforehand.
-LADDER_FN double exp_beforehand(double x) { return exp(0.5 * x); }
+LADDER_FN double exp_beforehand(double x) {
+  const double half = 0.5 * x;
+  return exp(half < -708.0 ? -708.0 : half);
+}
 LADDER_FN ExpAndInverse<double> exp_and_inverse(double, double beforehand) {
   const double inverse = 1 / beforehand;
   return {beforehand * beforehand, inverse, inverse};
@@ -62,6 +65,14 @@ LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
 LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
 LADDER_FN double excess_over_log(double distance, double root) { return distance - 2 * log(root); }
+// ln(1 + x) / x for 0 <= x <= 1.
+LADDER_FN double log1p_quotient(double x) { return x > 0 ? ::log1p(x) / x : 1 - x; }
+LADDER_FN double abs(double x) { return ::fabs(x); }
+LADDER_FN float abs(float x) { return ::fabsf(x); }
+LADDER_FN double reciprocal(double x) { return 1 / x; }
+// e to it, squared, is 0, and has an inverse that some factors leave in the range.
+LADDER_FN double lowest_exponent(double) { return -640.0; }
+LADDER_FN float lowest_exponent(float) { return -80.0f; }
 LADDER_FN double sqrt(double x) { return ::sqrt(x); }
 LADDER_FN double reciprocal_sqrt(double x) { return 1 / ::sqrt(x); }
 // NaN where x is.
@@ -73,6 +84,12 @@ LADDER_FN float expm1_near_zero(float x) {
   const float tail =
       polynomial(x, 0.50000006f, 0.166666642f, 0.0416653603f, 0.00833357871f, 0.00139961764f, 0.000198498092f);
   return x + x * x * tail;
+}
+
+// ln(1 + x) / x for 0 <= x <= 1; exact at 0. 1.79 ulp.
+LADDER_FN float log1p_quotient(float x) {
+  return polynomial(x, 1.0f, -0.499996483f, 0.33321324f, -0.248571634f, 0.191536546f, -0.137538031f, 0.079204537f,
+                    -0.0300657917f, 0.00536482455f);
 }
 
 #if defined(__CUDA_ARCH__)
@@ -90,6 +107,7 @@ LADDER_APPROXIMATE(approximate_exp2_with_denormals, "ex2.approx.f32")
 LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_reciprocal_sqrt, "rsqrt.approx.ftz.f32")
+LADDER_APPROXIMATE(reciprocal, "rcp.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sin, "sin.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
@@ -125,8 +143,8 @@ LADDER_FN float maximum(float x, float bound) {
 LADDER_FN float exp_beforehand(float x) { return approximate_exp2_with_denormals(x * 1.44269504f); }
 // The error of one instruction each: the rest is e^0 = 1 wherever e^-x is in range.
 LADDER_FN ExpAndInverse<float> exp_and_inverse(float x, float beforehand) {
-  const float exponent = x * -1.44269504f, near = maximum(minimum(exponent, 126.0f), -126.0f);
-  return {beforehand, approximate_exp2(near), approximate_exp2(exponent - near)};
+  const float exponent = -(x * 1.44269504f), near = maximum(minimum(exponent, 126.0f), -126.0f);
+  return {beforehand, approximate_exp2(near), approximate_exp2(minimum(exponent - near, 126.0f))};
 }
 
 // One instruction; the compiler makes two of a plain product, one for either half.
@@ -154,6 +172,7 @@ LADDER_FN SinCos<double> sincos_turns(double u) {
 }
 
 LADDER_FN float sqrt(float x) { return ::sqrtf(x); }
+LADDER_FN float reciprocal(float x) { return 1.0f / x; }
 LADDER_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
 LADDER_FN float minimum(float x, float bound) { return x > bound ? bound : x; }
 LADDER_FN float maximum(float x, float bound) { return x < bound ? bound : x; }
@@ -189,7 +208,7 @@ LADDER_FN float exp(float x) {
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
 
-LADDER_FN float exp_beforehand(float x) { return exp(0.5f * x); }
+LADDER_FN float exp_beforehand(float x) { return exp(maximum(0.5f * x, -87.0f)); }
 LADDER_FN ExpAndInverse<float> exp_and_inverse(float, float beforehand) {
   const float inverse = 1.0f / beforehand;
   return {beforehand * beforehand, inverse, inverse};
