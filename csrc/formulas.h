@@ -50,12 +50,12 @@ LADDER_FN auto with_variance(Variance kind, F f) {
 // What the raw value is clamped to, infinite where it is not; beta and the floor of the kinds that have them.
 template <class T>
 struct VarianceMap {
-  T raw_min, raw_max, beta, inverse_beta, floor;
+  T raw_min, raw_max, twice_beta, inverse_beta, floor;
 };
 
 template <class To, class From>
 LADDER_FN VarianceMap<To> cast(VarianceMap<From> map) {
-  return {static_cast<To>(map.raw_min), static_cast<To>(map.raw_max), static_cast<To>(map.beta),
+  return {static_cast<To>(map.raw_min), static_cast<To>(map.raw_max), static_cast<To>(map.twice_beta),
           static_cast<To>(map.inverse_beta), static_cast<To>(map.floor)};
 }
 
@@ -64,10 +64,10 @@ LADDER_FN VarianceMap<To> cast(VarianceMap<From> map) {
 LADDER_FN VarianceMap<double> unit_map(Variance kind) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const bool floor_alone = kind == Variance::softplus;
-  return {-infinity, floor_alone ? -infinity : infinity, 1, 1, floor_alone ? 1.0 : 0.0};
+  return {-infinity, floor_alone ? -infinity : infinity, 2, 1, floor_alone ? 1.0 : 0.0};
 }
 
-// std = exp(exponent) * rest, which may leave the range of T long before its parts do.
+// The variance is exp(exponent) * rest^2; its root may leave the range of T long before these parts do.
 template <Variance kind, class T>
 struct Gaussian {
   T mean;
@@ -99,26 +99,25 @@ LADDER_FN T exponential(T raw, VarianceMap<T> map) {
   if constexpr (kind == Variance::stable) {
     return math::exp(math::minimum(inside, T(0)));
   } else if constexpr (kind == Variance::softplus) {
-    return math::exp(math::maximum(T(-0.5) * math::abs(map.beta * inside), math::lowest_exponent(T())));
+    return math::exp_of_product(T(-0.25), math::abs(map.twice_beta * inside));
   } else {
     return math::exp_beforehand(linear_log_std<kind>(inside));
   }
 }
 
-// s = log(1 + exp(x)) / beta + floor of x = beta r, whose root is exp(-|x| / 2), kept above 0: with t = root^2,
-// log(1 + exp(x)) is x + log(1 + t) from 0 on and exp(x) log(1 + t) / t below. With a floor the exponent is 0.
+// s = log(1 + exp(beta r)) / beta + floor, with t = exp(-|beta r|) and its root. Below 0 it is exp(beta r) times the
+// quotient log(1 + t) / t / beta, of which neither leaves the range; with a floor that does not matter.
 template <class T>
 LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T root, VarianceMap<T> map, bool clamped) {
-  const T x = map.beta * inside, t = root * root;
-  const bool below = x < T(0), floored = map.floor > T(0);
-  const T exponential = below ? t : T(1);
-  const T above_zero = math::maximum(x, T(0)) + (below ? T(1) : t) * math::log1p_quotient(t);
-  const T unfloored = above_zero * map.inverse_beta, std = exponential * unfloored + map.floor;
+  const T twice = map.twice_beta * inside, t = root * root;
+  const T quotient = math::log1p_quotient(t) * map.inverse_beta;
+  const T std = math::maximum(inside, T(0)) + t * quotient + map.floor;
+  const bool apart = twice < (map.floor > T(0) ? -std::numeric_limits<T>::infinity() : T(0));
 
-  const T exponent = floored ? T(0) : math::minimum(x, T(0)), rest = floored ? std : unfloored;
-  const T inverse_root = math::reciprocal(floored || !below ? T(1) : root), inverse_rest = math::reciprocal(rest);
-  const T log_var = exponent + exponent - math::minus_two_log(rest);
-  const T slope = (floored ? exponential + exponential : T(2)) * math::reciprocal((T(1) + t) * rest);
+  const T exponent = apart ? twice : T(0), rest = apart ? quotient : std;
+  const T inverse_root = math::reciprocal(apart ? math::maximum(root, math::smallest_root(T())) : T(1));
+  const T inverse_rest = math::reciprocal(rest), log_var = exponent - math::minus_two_log(rest);
+  const T slope = (twice < T(0) && !apart ? t : T(1)) * math::reciprocal((T(0.5) + T(0.5) * t) * rest);
   return {mean, std, inverse_root, inverse_root * inverse_rest, log_var, slope, clamped, exponent, rest, inverse_rest};
 }
 
@@ -188,14 +187,11 @@ template <Variance kind, class T>
 LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<kind, T>& q, const Gaussian<kind, T>& p) {
   if constexpr (!has_exponent<kind>) {
     const T std_ratio = over_std(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
-    return {minus_one, math::excess_over_log(minus_one, std_ratio)};
+    return {minus_one, math::excess_over_log(minus_one, std_ratio, std_ratio, T(0))};
   } else if constexpr (has_rest<kind>) {
     const T apart = q.exponent - p.exponent, rest_ratio = q.rest * p.inverse_rest;
-    const T std_ratio = math::exp(apart) * rest_ratio, minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
-    // Near one the log of the very ratio that was rounded, elsewhere that of what cannot leave the range.
-    const bool near_one = math::abs(minus_one) < T(0.25);
-    const T excess = math::excess_over_log(minus_one, near_one ? std_ratio : rest_ratio);
-    return {minus_one, near_one ? excess : excess - (apart + apart)};
+    const T std_ratio = math::exp_of_product(T(0.5), apart) * rest_ratio, minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
+    return {minus_one, math::excess_over_log(minus_one, std_ratio, rest_ratio, apart)};
   } else {
     // Near one expm1 keeps what the exponential loses.
     const T log = q.log_var - p.log_var;

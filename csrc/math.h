@@ -60,19 +60,26 @@ LADDER_FN ExpAndInverse<double> exp_and_inverse(double, double beforehand) {
   const double inverse = 1 / beforehand;
   return {beforehand * beforehand, inverse, inverse};
 }
+// e^(factor x).
+LADDER_FN double exp_of_product(double factor, double x) { return exp(factor * x); }
 LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
 LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
-LADDER_FN double excess_over_log(double distance, double root) { return distance - 2 * log(root); }
+// distance - ln x of distance = x - 1, x = root^2 = rest^2 e^exponent. Where x leaves the range, rest does not; near one,
+// where the difference cancels, the logarithm is that of the very number that distance is of.
+LADDER_FN double excess_over_log(double distance, double root, double rest, double exponent) {
+  const bool near_one = ::fabs(distance) < 0.25;
+  return distance - 2 * log(near_one ? root : rest) - (near_one ? 0 : exponent);
+}
 // ln(1 + x) / x for 0 <= x <= 1.
 LADDER_FN double log1p_quotient(double x) { return x > 0 ? ::log1p(x) / x : 1 - x; }
 LADDER_FN double abs(double x) { return ::fabs(x); }
 LADDER_FN float abs(float x) { return ::fabsf(x); }
 LADDER_FN double reciprocal(double x) { return 1 / x; }
-// e to it, squared, is 0, and has an inverse that some factors leave in the range.
-LADDER_FN double lowest_exponent(double) { return -640.0; }
-LADDER_FN float lowest_exponent(float) { return -80.0f; }
+// Its square is 0, and its inverse is in the range times a few thousand.
+LADDER_FN double smallest_root(double) { return 1e-300; }
+LADDER_FN float smallest_root(float) { return 1e-34f; }
 LADDER_FN double sqrt(double x) { return ::sqrt(x); }
 LADDER_FN double reciprocal_sqrt(double x) { return 1 / ::sqrt(x); }
 // NaN where x is.
@@ -113,19 +120,21 @@ LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
 
 LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
+// A literal factor costs nothing here.
+LADDER_FN float exp_of_product(float factor, float x) { return approximate_exp2(x * (factor * 1.44269504f)); }
 LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
 LADDER_FN float positive_log(float x) { return log(x); }
 LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.38629436f; }
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
 
-// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. The approximate
-// logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the result.
-LADDER_FN float excess_over_log(float distance, float root) {
+// The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the
+// result.
+LADDER_FN float excess_over_log(float distance, float, float rest, float exponent) {
   const float near_one = distance * distance *
                          polynomial(distance, 0.5f, -0.33333662f, 0.25000498f, -0.19958508f, 0.1662067f, -0.15585305f,
                                     0.1376279f);
-  return fabsf(distance) < 0.25f ? near_one : distance + minus_two_log(root);
+  return fabsf(distance) < 0.25f ? near_one : distance - exponent + minus_two_log(rest);
 }
 
 // NaN where either is.
@@ -208,6 +217,7 @@ LADDER_FN float exp(float x) {
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
 
+LADDER_FN float exp_of_product(float factor, float x) { return exp(factor * x); }
 LADDER_FN float exp_beforehand(float x) { return exp(maximum(0.5f * x, -87.0f)); }
 LADDER_FN ExpAndInverse<float> exp_and_inverse(float, float beforehand) {
   const float inverse = 1.0f / beforehand;
@@ -240,9 +250,10 @@ LADDER_FN float log(float x) {
 
 LADDER_FN float minus_two_log(float x) { return -2.0f * positive_log(x); }
 
-// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. Where it is small, so is
-// the logarithm, and with it the error that does not cancel.
-LADDER_FN float excess_over_log(float distance, float root) { return distance - 2.0f * log(root); }
+LADDER_FN float excess_over_log(float distance, float root, float rest, float exponent) {
+  const bool near_one = ::fabsf(distance) < 0.25f;
+  return distance - 2.0f * log(near_one ? root : rest) - (near_one ? 0.0f : exponent);
+}
 
 // sin and cos of 2 pi u for 0 <= u <= 1. Error at most 8.8e-8.
 LADDER_FN SinCos<float> sincos_turns(float u) {

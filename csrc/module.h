@@ -56,7 +56,7 @@ inline Options options_of(std::string_view draw, std::string_view kl, std::strin
                           std::optional<double> raw_min, std::optional<double> raw_max, double beta, double floor,
                           double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), beta, 1 / beta, floor};
+  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), 2 * beta, 1 / beta, floor};
   return {draw_named(draw), draw == "seed", kl_named(kl), variance_named(variance), map, temperature, window,
           elementwise, channels_last};
 }
