@@ -316,11 +316,18 @@ def test_analytic_kl_near_equality_does_not_cancel(backend, kind):
     assert ((kl - exact).abs() <= 1.5e-7 * oracle.SLACK * (2 * exact).sqrt() + 1e-13).all()
 
 
+MAPS = {kind: VarianceMap(kind, raw_min=-0.9, raw_max=0.7) for kind in KINDS} | {
+    "stable, another floor": VarianceMap("stable", raw_min=-0.9, raw_max=0.7, floor=0.2),
+    "softplus, beta": VarianceMap("softplus", raw_min=-0.9, raw_max=0.7, beta=1.7),
+    "softplus, beta and floor": VarianceMap("softplus", raw_min=-0.9, raw_max=0.7, beta=1.7, floor=0.2),
+}
+
+
 @pytest.mark.parametrize("source", [*SOURCES, "seed"])
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variance", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
-def test_gradcheck(backend, source, analytical, kind, prior):
+def test_gradcheck(backend, source, analytical, variance, prior):
     given = tensors((2, 2, 3, 4), source, torch.float64, prior)
     given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
     names, values = list(given), tuple(given.values())
@@ -332,7 +339,7 @@ def test_gradcheck(backend, source, analytical, kind, prior):
             **{"p_params": None, **call},
             **extra,
             analytical_kl=analytical,
-            variance=VarianceMap(kind, raw_min=-0.9, raw_max=0.7),
+            variance=variance,
             vanilla_latent_hw=2,
             temperature=0.8,
             elementwise=True,
