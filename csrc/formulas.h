@@ -67,7 +67,8 @@ LADDER_FN VarianceMap<double> unit_map(Variance kind) {
   return {-infinity, floor_alone ? -infinity : infinity, 2, 1, floor_alone ? 1.0 : 0.0};
 }
 
-// The variance is exp(exponent) * rest^2; its root may leave the range of T long before these parts do.
+// The variance is exp(exponent) * rest^2 (docs/design.md, section 2, of which this exponent is the double): a std may
+// leave the range of T long before these parts do.
 template <Variance kind, class T>
 struct Gaussian {
   T mean;
@@ -91,8 +92,8 @@ LADDER_FN T linear_log_std(T inside) {
   return kind == Variance::exp ? T(0.5) * inside : inside;
 }
 
-// The exponential in the variance, in the std, or a root of it. Apart from `gaussian`, so that a kernel may compute many
-// before it goes on.
+// The exponential in the variance, in the std, or a root of it. Apart from `gaussian`, so that a kernel may compute
+// many before it goes on.
 template <Variance kind, class T>
 LADDER_FN T exponential(T raw, VarianceMap<T> map) {
   const T inside = clamp(raw, map);
@@ -108,7 +109,8 @@ LADDER_FN T exponential(T raw, VarianceMap<T> map) {
 // s = log(1 + exp(beta r)) / beta + floor, with t = exp(-|beta r|) and its root. Below 0 it is exp(beta r) times the
 // quotient log(1 + t) / t / beta, of which neither leaves the range; with a floor that does not matter.
 template <class T>
-LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T root, VarianceMap<T> map, bool clamped) {
+LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T root, VarianceMap<T> map,
+                                                            bool clamped) {
   const T twice = map.twice_beta * inside, t = root * root;
   const T quotient = math::log1p_quotient(t) * map.inverse_beta;
   const T std = math::maximum(inside, T(0)) + t * quotient + map.floor;
