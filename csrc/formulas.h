@@ -192,7 +192,8 @@ LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<kind, T>& q, const Gaus
     return {minus_one, math::excess_over_log(minus_one, std_ratio, std_ratio, T(0))};
   } else if constexpr (has_rest<kind>) {
     const T apart = q.exponent - p.exponent, rest_ratio = q.rest * p.inverse_rest;
-    const T std_ratio = math::exp_of_product(T(0.5), apart) * rest_ratio, minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
+    const T std_ratio = math::exp_of_product(T(0.5), apart) * rest_ratio;
+    const T minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
     return {minus_one, math::excess_over_log(minus_one, std_ratio, rest_ratio, apart)};
   } else {
     // Near one expm1 keeps what the exponential loses.

@@ -66,13 +66,13 @@ LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
 LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
-// distance - ln x of distance = x - 1, x = root^2 = rest^2 e^exponent. Where x leaves the range, rest does not; near one,
-// where the difference cancels, the logarithm is that of the very number that distance is of.
+// distance - ln x of distance = x - 1, x = root^2 = rest^2 e^exponent. Where x leaves the range, rest does not; near
+// one, where the difference cancels, the logarithm is that of the very number that distance is of.
 LADDER_FN double excess_over_log(double distance, double root, double rest, double exponent) {
   const bool near_one = ::fabs(distance) < 0.25;
   return distance - 2 * log(near_one ? root : rest) - (near_one ? 0 : exponent);
 }
-// ln(1 + x) / x for 0 <= x <= 1.
+// ln(1 + x) / x for 0 <= x <= 1, and NaN for NaN.
 LADDER_FN double log1p_quotient(double x) { return x > 0 ? ::log1p(x) / x : 1 - x; }
 LADDER_FN double abs(double x) { return ::fabs(x); }
 LADDER_FN float abs(float x) { return ::fabsf(x); }
@@ -128,8 +128,8 @@ LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.3862943
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
 
-// The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the
-// result.
+// The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of
+// the result.
 LADDER_FN float excess_over_log(float distance, float, float rest, float exponent) {
   const float near_one = distance * distance *
                          polynomial(distance, 0.5f, -0.33333662f, 0.25000498f, -0.19958508f, 0.1662067f, -0.15585305f,
