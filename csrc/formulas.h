@@ -18,8 +18,20 @@ enum class Draw { noise, latent, mode };
 // Which divergence is computed or differentiated.
 enum class KL { none, monte_carlo, analytic };
 
-// How a raw value becomes a variance: exp(r) up to 0 and 1 + r above, plus the floor; or exp(r).
-enum class Variance { stable, exp };
+// How a raw value r becomes a variance v or a std s.
+enum class Variance {
+  stable,    // v = exp(r) up to 0 and 1 + r above, plus the floor
+  exp,       // v = exp(r)
+  logstd,    // s = exp(r)
+  softplus,  // s = log(1 + exp(beta r)) / beta, plus the floor
+};
+
+// Which parts a std = exp(exponent) * rest has; the other is 0 or 1. Without an exponent the logs of variances are
+// rounded and their difference cancels; with one, stds may leave the range where their ratio does not.
+template <Variance kind>
+constexpr bool has_exponent = kind != Variance::stable;
+template <Variance kind>
+constexpr bool has_rest = kind == Variance::stable || kind == Variance::softplus;
 
 // f(the kind, as a constant): for code that learns it at run time.
 #if defined(__CUDACC__)
@@ -27,33 +39,45 @@ enum class Variance { stable, exp };
 #endif
 template <class F>
 LADDER_FN auto with_variance(Variance kind, F f) {
-  return kind == Variance::stable ? f(std::integral_constant<Variance, Variance::stable>{})
-                                  : f(std::integral_constant<Variance, Variance::exp>{});
+  switch (kind) {
+    case Variance::stable: return f(std::integral_constant<Variance, Variance::stable>{});
+    case Variance::exp: return f(std::integral_constant<Variance, Variance::exp>{});
+    case Variance::logstd: return f(std::integral_constant<Variance, Variance::logstd>{});
+    default: return f(std::integral_constant<Variance, Variance::softplus>{});
+  }
 }
 
-// What the raw value is clamped to, infinite where it is not, and what is added to the variance.
+// What the raw value is clamped to, infinite where it is not; beta and the floor of the kinds that have them.
 template <class T>
 struct VarianceMap {
-  T raw_min, raw_max, floor;
+  T raw_min, raw_max, twice_beta, inverse_beta, floor;
 };
 
 template <class To, class From>
 LADDER_FN VarianceMap<To> cast(VarianceMap<From> map) {
-  return {static_cast<To>(map.raw_min), static_cast<To>(map.raw_max), static_cast<To>(map.floor)};
+  return {static_cast<To>(map.raw_min), static_cast<To>(map.raw_max), static_cast<To>(map.twice_beta),
+          static_cast<To>(map.inverse_beta), static_cast<To>(map.floor)};
 }
 
-// The map of N(0, I): both kinds take a raw value of 0 to variance 1 exactly.
-constexpr VarianceMap<double> unit_map{-std::numeric_limits<double>::infinity(),
-                                       std::numeric_limits<double>::infinity(), 0};
+// The map of N(0, I), which takes a raw value of 0 to variance 1 exactly. Three kinds do that by themselves; of a
+// softplus clamped to minus infinity the floor is left.
+LADDER_FN VarianceMap<double> unit_map(Variance kind) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const bool floor_alone = kind == Variance::softplus;
+  return {-infinity, floor_alone ? -infinity : infinity, 2, 1, floor_alone ? 1.0 : 0.0};
+}
 
+// The variance is exp(exponent) * rest^2 (docs/design.md, section 2, of which this exponent is the double): a std may
+// leave the range of T long before these parts do.
 template <Variance kind, class T>
 struct Gaussian {
   T mean;
   T std;
-  T inverse, rest;  // factors of 1 / std, which in the exp map leaves the range where a quotient does not
-  T log_var;        // log of the variance
-  T slope;          // d log_var / d raw
+  T inverse_a, inverse_b;  // two factors of 1 / std
+  T log_var;               // log of the variance
+  T slope;                 // d log_var / d raw
   bool clamped;
+  T exponent, rest, inverse_rest;  // read where the kind has both parts
 };
 
 // NaN stays NaN.
@@ -62,16 +86,41 @@ LADDER_FN T clamp(T raw, VarianceMap<T> map) {
   return math::maximum(math::minimum(raw, map.raw_max), map.raw_min);
 }
 
-// The exponential in the variance; of the exp map, that in the std, or a part of it. Apart from `gaussian`, so that a
-// kernel may compute many before it goes on.
+// log of the std, in the kinds where it is linear.
+template <Variance kind, class T>
+LADDER_FN T linear_log_std(T inside) {
+  return kind == Variance::exp ? T(0.5) * inside : inside;
+}
+
+// The exponential in the variance, in the std, or a root of it. Apart from `gaussian`, so that a kernel may compute
+// many before it goes on.
 template <Variance kind, class T>
 LADDER_FN T exponential(T raw, VarianceMap<T> map) {
   const T inside = clamp(raw, map);
   if constexpr (kind == Variance::stable) {
     return math::exp(math::minimum(inside, T(0)));
+  } else if constexpr (kind == Variance::softplus) {
+    return math::exp_of_product(T(-0.25), math::abs(map.twice_beta * inside));
   } else {
-    return math::exp_beforehand(T(0.5) * inside);
+    return math::exp_beforehand(linear_log_std<kind>(inside));
   }
+}
+
+// s = log(1 + exp(beta r)) / beta + floor, with t = exp(-|beta r|) and its root. Below 0 it is exp(beta r) times the
+// quotient log(1 + t) / t / beta, of which neither leaves the range; with a floor that does not matter.
+template <class T>
+LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T root, VarianceMap<T> map,
+                                                            bool clamped) {
+  const T twice = map.twice_beta * inside, t = root * root;
+  const T quotient = math::log1p_quotient(t) * map.inverse_beta;
+  const T std = math::maximum(inside, T(0)) + t * quotient + map.floor;
+  const bool apart = twice < (map.floor > T(0) ? -std::numeric_limits<T>::infinity() : T(0));
+
+  const T exponent = apart ? twice : T(0), rest = apart ? quotient : std;
+  const T inverse_root = math::reciprocal(apart ? math::maximum(root, math::smallest_root(T())) : T(1));
+  const T inverse_rest = math::reciprocal(rest), log_var = exponent - math::minus_two_log(rest);
+  const T slope = (twice < T(0) && !apart ? t : T(1)) * math::reciprocal((T(0.5) + T(0.5) * t) * rest);
+  return {mean, std, inverse_root, inverse_root * inverse_rest, log_var, slope, clamped, exponent, rest, inverse_rest};
 }
 
 // The variance map: the Gaussian of raw parameters.
@@ -83,9 +132,12 @@ LADDER_FN Gaussian<kind, T> gaussian(T mean, T raw, T exponential, VarianceMap<T
     const T variance = exponential + math::maximum(inside, T(0)) + map.floor;
     const T inverse_std = math::reciprocal_sqrt(variance), slope = exponential * inverse_std * inverse_std;
     return {mean, math::sqrt(variance), inverse_std, T(1), math::positive_log(variance), slope, clamped};
+  } else if constexpr (kind == Variance::softplus) {
+    return softplus_gaussian(mean, inside, exponential, map, clamped);
   } else {
-    const auto [std, inverse, rest] = math::exp_and_inverse(T(0.5) * inside, exponential);
-    return {mean, std, inverse, rest, inside, T(1), clamped};
+    const auto [std, inverse_a, inverse_b] = math::exp_and_inverse(linear_log_std<kind>(inside), exponential);
+    constexpr T slope = kind == Variance::exp ? 1 : 2;
+    return {mean, std, inverse_a, inverse_b, slope * inside, slope, clamped};
   }
 }
 
@@ -100,7 +152,7 @@ LADDER_FN T log_variance(Variance kind, T raw, VarianceMap<T> map) {
 
 template <Variance kind, class T>
 LADDER_FN T over_std(T x, const Gaussian<kind, T>& gaussian) {
-  return x * gaussian.inverse * gaussian.rest;
+  return x * gaussian.inverse_a * gaussian.inverse_b;
 }
 
 // z, and its standardised residual eps = (z - mean) / std with the temperature included.
@@ -133,13 +185,16 @@ struct VarianceRatio {
   T minus_one, excess;
 };
 
-// Asks for the kind: with a floor the logs are rounded and their difference cancels, without one the stds may leave the
-// range where their ratio does not.
 template <Variance kind, class T>
 LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<kind, T>& q, const Gaussian<kind, T>& p) {
-  if constexpr (kind == Variance::stable) {
+  if constexpr (!has_exponent<kind>) {
     const T std_ratio = over_std(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
-    return {minus_one, math::excess_over_log(minus_one, std_ratio)};
+    return {minus_one, math::excess_over_log(minus_one, std_ratio, std_ratio, T(0))};
+  } else if constexpr (has_rest<kind>) {
+    const T apart = q.exponent - p.exponent, rest_ratio = q.rest * p.inverse_rest;
+    const T std_ratio = math::exp_of_product(T(0.5), apart) * rest_ratio;
+    const T minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
+    return {minus_one, math::excess_over_log(minus_one, std_ratio, rest_ratio, apart)};
   } else {
     // Near one expm1 keeps what the exponential loses.
     const T log = q.log_var - p.log_var;

@@ -44,24 +44,42 @@ struct SinCos {
   T sin, cos;
 };
 
-// e^x, and two factors of e^-x: their product may lie far beyond the range of T.
+// e^x, and two factors of e^-x: their product may lie far beyond the range of T, so each ends short of infinity.
 template <class T>
 struct ExpAndInverse {
-  T value, inverse, rest;
+  T value, inverse_a, inverse_b;
 };
 
 LADDER_FN double exp(double x) { return ::exp(x); }
 // What `exp_and_inverse` wants computed beforehand.
-LADDER_FN double exp_beforehand(double x) { return exp(0.5 * x); }
+LADDER_FN double exp_beforehand(double x) {
+  const double half = 0.5 * x;
+  return exp(half < -708.0 ? -708.0 : half);
+}
 LADDER_FN ExpAndInverse<double> exp_and_inverse(double, double beforehand) {
   const double inverse = 1 / beforehand;
   return {beforehand * beforehand, inverse, inverse};
 }
+// e^(factor x).
+LADDER_FN double exp_of_product(double factor, double x) { return exp(factor * x); }
 LADDER_FN double expm1_near_zero(double x) { return ::expm1(x); }
 LADDER_FN double log(double x) { return ::log(x); }
 LADDER_FN double positive_log(double x) { return ::log(x); }
 LADDER_FN double minus_two_log(double x) { return -2 * positive_log(x); }
-LADDER_FN double excess_over_log(double distance, double root) { return distance - 2 * log(root); }
+// distance - ln x of distance = x - 1, x = root^2 = rest^2 e^exponent. Where x leaves the range, rest does not; near
+// one, where the difference cancels, the logarithm is that of the very number that distance is of.
+LADDER_FN double excess_over_log(double distance, double root, double rest, double exponent) {
+  const bool near_one = ::fabs(distance) < 0.25;
+  return distance - 2 * log(near_one ? root : rest) - (near_one ? 0 : exponent);
+}
+// ln(1 + x) / x for 0 <= x <= 1, and NaN for NaN.
+LADDER_FN double log1p_quotient(double x) { return x > 0 ? ::log1p(x) / x : 1 - x; }
+LADDER_FN double abs(double x) { return ::fabs(x); }
+LADDER_FN float abs(float x) { return ::fabsf(x); }
+LADDER_FN double reciprocal(double x) { return 1 / x; }
+// Its square is 0, and its inverse is in the range times a few thousand.
+LADDER_FN double smallest_root(double) { return 1e-300; }
+LADDER_FN float smallest_root(float) { return 1e-34f; }
 LADDER_FN double sqrt(double x) { return ::sqrt(x); }
 LADDER_FN double reciprocal_sqrt(double x) { return 1 / ::sqrt(x); }
 // NaN where x is.
@@ -73,6 +91,12 @@ LADDER_FN float expm1_near_zero(float x) {
   const float tail =
       polynomial(x, 0.50000006f, 0.166666642f, 0.0416653603f, 0.00833357871f, 0.00139961764f, 0.000198498092f);
   return x + x * x * tail;
+}
+
+// ln(1 + x) / x for 0 <= x <= 1; exact at 0. 1.79 ulp.
+LADDER_FN float log1p_quotient(float x) {
+  return polynomial(x, 1.0f, -0.499996483f, 0.33321324f, -0.248571634f, 0.191536546f, -0.137538031f, 0.079204537f,
+                    -0.0300657917f, 0.00536482455f);
 }
 
 #if defined(__CUDA_ARCH__)
@@ -90,24 +114,27 @@ LADDER_APPROXIMATE(approximate_exp2_with_denormals, "ex2.approx.f32")
 LADDER_APPROXIMATE(approximate_log2, "lg2.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sqrt, "sqrt.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_reciprocal_sqrt, "rsqrt.approx.ftz.f32")
+LADDER_APPROXIMATE(reciprocal, "rcp.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_sin, "sin.approx.ftz.f32")
 LADDER_APPROXIMATE(approximate_cos, "cos.approx.ftz.f32")
 #undef LADDER_APPROXIMATE
 
 LADDER_FN float exp(float x) { return approximate_exp2(x * 1.44269504f); }
+// A literal factor costs nothing here.
+LADDER_FN float exp_of_product(float factor, float x) { return approximate_exp2(x * (factor * 1.44269504f)); }
 LADDER_FN float log(float x) { return approximate_log2(x) * 0.693147181f; }
 LADDER_FN float positive_log(float x) { return log(x); }
 LADDER_FN float minus_two_log(float x) { return approximate_log2(x) * -1.38629436f; }
 LADDER_FN float sqrt(float x) { return approximate_sqrt(x); }
 LADDER_FN float reciprocal_sqrt(float x) { return approximate_reciprocal_sqrt(x); }
 
-// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. The approximate
-// logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of the result.
-LADDER_FN float excess_over_log(float distance, float root) {
+// The approximate logarithm has an absolute error near 1; there a polynomial takes over, whose own error is 2.4e-7 of
+// the result.
+LADDER_FN float excess_over_log(float distance, float, float rest, float exponent) {
   const float near_one = distance * distance *
                          polynomial(distance, 0.5f, -0.33333662f, 0.25000498f, -0.19958508f, 0.1662067f, -0.15585305f,
                                     0.1376279f);
-  return fabsf(distance) < 0.25f ? near_one : distance + minus_two_log(root);
+  return fabsf(distance) < 0.25f ? near_one : distance - exponent + minus_two_log(rest);
 }
 
 // NaN where either is.
@@ -125,8 +152,8 @@ LADDER_FN float maximum(float x, float bound) {
 LADDER_FN float exp_beforehand(float x) { return approximate_exp2_with_denormals(x * 1.44269504f); }
 // The error of one instruction each: the rest is e^0 = 1 wherever e^-x is in range.
 LADDER_FN ExpAndInverse<float> exp_and_inverse(float x, float beforehand) {
-  const float exponent = x * -1.44269504f, near = maximum(minimum(exponent, 126.0f), -126.0f);
-  return {beforehand, approximate_exp2(near), approximate_exp2(exponent - near)};
+  const float exponent = -(x * 1.44269504f), near = maximum(minimum(exponent, 126.0f), -126.0f);
+  return {beforehand, approximate_exp2(near), approximate_exp2(minimum(exponent - near, 126.0f))};
 }
 
 // One instruction; the compiler makes two of a plain product, one for either half.
@@ -154,6 +181,7 @@ LADDER_FN SinCos<double> sincos_turns(double u) {
 }
 
 LADDER_FN float sqrt(float x) { return ::sqrtf(x); }
+LADDER_FN float reciprocal(float x) { return 1.0f / x; }
 LADDER_FN float reciprocal_sqrt(float x) { return 1.0f / ::sqrtf(x); }
 LADDER_FN float minimum(float x, float bound) { return x > bound ? bound : x; }
 LADDER_FN float maximum(float x, float bound) { return x < bound ? bound : x; }
@@ -189,7 +217,8 @@ LADDER_FN float exp(float x) {
   return (1.0f + (r + r * r * tail)) * power_of_two(half) * power_of_two(n.integer - half);
 }
 
-LADDER_FN float exp_beforehand(float x) { return exp(0.5f * x); }
+LADDER_FN float exp_of_product(float factor, float x) { return exp(factor * x); }
+LADDER_FN float exp_beforehand(float x) { return exp(maximum(0.5f * x, -87.0f)); }
 LADDER_FN ExpAndInverse<float> exp_and_inverse(float, float beforehand) {
   const float inverse = 1.0f / beforehand;
   return {beforehand * beforehand, inverse, inverse};
@@ -221,9 +250,10 @@ LADDER_FN float log(float x) {
 
 LADDER_FN float minus_two_log(float x) { return -2.0f * positive_log(x); }
 
-// distance - ln x of distance = x - 1 and x = root^2, which may underflow where root does not. Where it is small, so is
-// the logarithm, and with it the error that does not cancel.
-LADDER_FN float excess_over_log(float distance, float root) { return distance - 2.0f * log(root); }
+LADDER_FN float excess_over_log(float distance, float root, float rest, float exponent) {
+  const bool near_one = ::fabsf(distance) < 0.25f;
+  return distance - 2.0f * log(near_one ? root : rest) - (near_one ? 0.0f : exponent);
+}
 
 // sin and cos of 2 pi u for 0 <= u <= 1. Error at most 8.8e-8.
 LADDER_FN SinCos<float> sincos_turns(float u) {

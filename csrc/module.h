@@ -13,9 +13,9 @@
 namespace ladder_kernels {
 
 // In the order of Step in ladder_kernels/backends/step.py, the variance map field by field.
-#define LADDER_STEP_SCHEMA                                                                                \
-  "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, float temperature, int[]? window, " \
-  "bool elementwise, bool channels_last"
+#define LADDER_STEP_SCHEMA                                                                                        \
+  "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, float temperature, " \
+  "int[]? window, bool elementwise, bool channels_last"
 
 constexpr const char* forward_schema =
     "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
@@ -53,10 +53,10 @@ inline bool check_torch_version() {
 }
 
 inline Options options_of(std::string_view draw, std::string_view kl, std::string_view variance,
-                          std::optional<double> raw_min, std::optional<double> raw_max, double floor,
+                          std::optional<double> raw_min, std::optional<double> raw_max, double beta, double floor,
                           double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), floor};
+  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), 2 * beta, 1 / beta, floor};
   return {draw_named(draw), draw == "seed", kl_named(kl), variance_named(variance), map, temperature, window,
           elementwise, channels_last};
 }
@@ -65,19 +65,20 @@ inline Options options_of(std::string_view draw, std::string_view kl, std::strin
 template <ForwardOp* op>
 Outputs forward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
                    std::string_view kl, std::string_view variance, std::optional<double> raw_min,
-                   std::optional<double> raw_max, double floor, double temperature, at::OptionalIntArrayRef window,
-                   bool elementwise, bool channels_last) {
+                   std::optional<double> raw_max, double beta, double floor, double temperature,
+                   at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
   return op(q, p, source,
-            options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last));
+            options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise,
+                       channels_last));
 }
 
 template <SampleOp* op>
 at::Tensor sample_op(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, std::string_view kl,
                      std::string_view variance, std::optional<double> raw_min, std::optional<double> raw_max,
-                     double floor, double temperature, at::OptionalIntArrayRef window, bool elementwise,
+                     double beta, double floor, double temperature, at::OptionalIntArrayRef window, bool elementwise,
                      bool channels_last) {
   Options options =
-      options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last);
+      options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise, channels_last);
   options.kl = KL::none;
   return op(q, source, options);
 }
@@ -85,15 +86,16 @@ at::Tensor sample_op(const at::Tensor& q, const OptionalTensor& source, std::str
 template <BackwardOp* op>
 Gradients backward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
                       std::string_view draw, std::string_view kl, std::string_view variance,
-                      std::optional<double> raw_min, std::optional<double> raw_max, double floor, double temperature,
-                      at::OptionalIntArrayRef window, bool elementwise, bool channels_last,
+                      std::optional<double> raw_min, std::optional<double> raw_max, double beta, double floor,
+                      double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last,
                       const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
                       const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
                       const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
                       const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
                       bool needs_p, bool needs_latent) {
   return op(q, p, source,
-            options_of(draw, kl, variance, raw_min, raw_max, floor, temperature, window, elementwise, channels_last),
+            options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise,
+                       channels_last),
             {grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
              grad_elementwise},
             {needs_q, needs_p, needs_latent});

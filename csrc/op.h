@@ -86,8 +86,10 @@ inline KL kl_named(std::string_view name) {
 
 inline Variance variance_named(std::string_view name) {
   if (name == "stable") return Variance::stable;
-  TORCH_CHECK_VALUE(name == "exp", "variance must be stable or exp, got ", name);
-  return Variance::exp;
+  if (name == "exp") return Variance::exp;
+  if (name == "logstd") return Variance::logstd;
+  TORCH_CHECK_VALUE(name == "softplus", "variance must be stable, exp, logstd or softplus, got ", name);
+  return Variance::softplus;
 }
 
 // ---- Shapes.

@@ -1,6 +1,7 @@
 """What is particular to the native CPU backend: threads, instruction sets, and an extension that cannot serve."""
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_the_number_of_threads_does_not_change_a_bit(layout, p_batch):
         assert all(torch.equal(value, expected) for value, expected in zip(values, results[0], strict=True))
 
 
-Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", "stable", None, None, 1e-6, 1.0, None, False, False)
+Q, STEP = torch.zeros(2, 4, 3), ("mode", "monte_carlo", "stable", None, None, 1.0, 1e-6, 1.0, None, False, False)
 WRONG = {
     "q": (torch.zeros(2, 3, 3), None, None, STEP, {}, r"q must be .*got \[2, 3, 3\]"),
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
@@ -50,8 +51,15 @@ WRONG = {
     "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
     "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
     "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
-    "window": (Q, None, None, (*STEP[:7], (0, 1, 0, 4), *STEP[8:]), {}, r"window .*got \[0, 1, 0, 4\]"),
-    "variance": (Q, None, None, (*STEP[:2], "cubic", *STEP[3:]), {}, "variance must be stable or exp, got cubic"),
+    "window": (Q, None, None, (*STEP[:8], (0, 1, 0, 4), *STEP[9:]), {}, r"window .*got \[0, 1, 0, 4\]"),
+    "variance": (
+        Q,
+        None,
+        None,
+        (*STEP[:2], "cubic", *STEP[3:]),
+        {},
+        "variance must be .* or softplus, got cubic",
+    ),
     "kl": (Q, None, None, ("mode", "exact", *STEP[2:]), {}, "kl must be monte_carlo, analytic or none, got exact"),
     "p without a KL": (Q, Q, None, ("mode", "none", *STEP[2:]), {}, r"'none' needs no p, got one of shape \[2, 4, 3\]"),
     "gradient": (Q, None, None, STEP, {"grad_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
@@ -63,7 +71,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("q", "p", "source", "step", "grads", "message"), WRONG.values(), ids=WRONG)
 def test_the_ops_refuse_what_does_not_fit(q, p, source, step, grads, message):
-    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[13:21]]
+    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[14:22]]
     incoming = [grads.get(name) for name in names]
     with pytest.raises(ValueError, match=message):
         torch.ops.ladder_kernels_cpu.backward(q, p, source, *step, *incoming, True, False, False)
@@ -155,6 +163,15 @@ EXTREMES = {
     "a square, halved last, analytic": ((1.5e19, 0.0), (0.0, 0.0), "mode", None, "exp", "analytic", {KL: 1.9}),
     "a square of eps": ((0.0, -100.0), (0.0, 0.0), "latent", 0.1, "exp", "monte_carlo", {LOG_Q: 1e-6}),
     "an eps that nothing flows through": ((1.0, -110.0), (0.7, 1.35), "latent", 0.0, "exp", "analytic", {KL: 1.0}),
+    "logstd, 1 / std beyond the range": ((0.5, -100.0), (0.5, -98.0), "mode", None, "logstd", "monte_carlo", {KL: 1.0}),
+    "logstd, 1 / std beyond it, analytic": ((0.5, -100.0), (0.5, -98.0), "mode", None, "logstd", "analytic", {KL: 1.0}),
+    "logstd, two stds beyond the range": ((0.5, 100.0), (0.25, 98.0), "mode", None, "logstd", "analytic", {KL: 1.0}),
+    "softplus, a std that underflows": ((0.5, -300.0), (0.5, 2.0), "mode", None, "softplus", "monte_carlo", {KL: 1.0}),
+    "softplus, two of them": ((0.5, -300.0), (0.5, -298.0), "mode", None, "softplus", "analytic", {KL: 1.0}),
+    "softplus, a denormal std": ((0.0, -80.0), (0.0, -90.0), "noise", 0.3, "softplus", "analytic", {KL: 1.0, "z": 1.0}),
+    "softplus, 1e4": ((0.5, 1e4), (0.25, 1.0), "noise", 0.3, "softplus", "monte_carlo", {KL: 1.0, "z": 1.0}),
+    "softplus, 1e4, analytic": ((0.5, 1e4), (0.25, 5e3), "mode", None, "softplus", "analytic", {KL: 1.0}),
+    "softplus, 1e30": ((0.5, 1e30), (0.25, 1.0), "mode", None, "softplus", "monte_carlo", {KL: 1.0, LOG_Q: 1.0}),
     "a std that nothing flows through": ((0.0, 180.0), (0.0, 180.0), "noise", 0.0, "exp", "analytic", {KL: 1.0}),
 }
 
@@ -179,6 +196,21 @@ def test_values_and_gradients_are_finite_where_the_truth_is(q, p, draw, value, k
     for name, truth in truths.items():
         value = found.get(name, torch.zeros(()))
         torch.testing.assert_close(value.expand(truth.shape), truth.float(), rtol=3e-6, atol=0.0)
+
+
+# Where float64 has no std either: log_var and its slope are known.
+@pytest.mark.parametrize("kl", ["monte_carlo", "analytic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("kind", "slope"), [("exp", 1.0), ("logstd", 2.0), ("softplus", 2.0)])
+def test_two_stds_far_below_the_range_are_equal(kind, slope, dtype, kl):
+    q = at_one_element(0.5, -1e4).to(dtype)
+    step = Step("mode", kl, VarianceMap(kind))
+    found = run(step, q, q.clone(), None, StepGrads(kl_samplewise=torch.ones(1, dtype=dtype)), (True, True, False))
+    assert found[KL].item() == 0.0
+    assert found[LOG_Q].item() == pytest.approx(0.5e4 * slope - 0.5 * math.log(2 * math.pi), rel=1e-6)
+    grad_raw = 0.5 * slope if kl == "monte_carlo" else 0.0
+    assert found["grad_q"].flatten().tolist() == [0.0, -grad_raw]
+    assert found["grad_p"].flatten().tolist() == [0.0, grad_raw]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import torch
 from ladder_kernels import normal_sample, normal_sample_kl
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
-from tests.test_functional import check, options, tensors
+from tests.test_functional import check, interpreted, options, tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -18,6 +18,43 @@ from tests.test_functional import check, options, tensors
 def test_both_clamps_on_every_kind(backend, kind, bounds, analytic):
     variance = VarianceMap(kind, raw_min=bounds[0], raw_max=bounds[1])
     check(tensors((3, 4, 9), "noise"), options("noise", analytical_kl=analytic, variance=variance))
+
+
+# With fields of which none is the default.
+OTHER_FIELDS = {
+    "stable": VarianceMap("stable", raw_min=-1.5, raw_max=1.5, floor=0.1),
+    "softplus": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=1.7, floor=0.3),
+    "softplus without a floor": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=0.6),
+}
+
+
+# A clamp that leaves out 0, and a floor or a beta that is not the default, are none of N(0, I).
+@pytest.mark.parametrize(
+    "variance",
+    [*(VarianceMap(kind, raw_min=0.25, raw_max=0.5) for kind in KINDS), *OTHER_FIELDS.values()],
+    ids=lambda variance: variance.kind,
+)
+@pytest.mark.parametrize("analytic", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_absent_p_is_a_standard_normal(backend, variance, analytic, dtype):
+    # 16 columns are whole vectors of the CUDA kernels, whose other path float64 takes.
+    given = tensors((2, 4, 16), "noise", dtype, prior="standard")
+    check(given, options("noise", analytical_kl=analytic, variance=variance))
+
+
+@pytest.mark.parametrize("variance", OTHER_FIELDS.values(), ids=OTHER_FIELDS)
+@pytest.mark.parametrize("analytic", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("source", ["noise", "latent", "mode"])
+def test_every_field_counts(backend, variance, analytic, source):
+    check(tensors((2, 4, 16), source), options(source, analytical_kl=analytic, variance=variance))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("analytic", [False, True], ids=["mc", "analytic"])
+def test_16_bit_parameters_of_every_kind(backend, kind, dtype, analytic):
+    given = tensors((2, 4, 16), "noise", dtype)
+    check(given, options("noise", analytical_kl=analytic, variance=VarianceMap(kind)), truncates=interpreted(backend))
 
 
 @pytest.mark.parametrize("kind", KINDS)

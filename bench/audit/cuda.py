@@ -62,7 +62,7 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
         kernel = direction.replace("backward_shared", "backward, one p")
         return row(Variant("cuda", target, kernel, DTYPES[dtype.group()], ""), cost, None, 0, compiler)
     kl, variance, philox, p = map(int, path.groups())
-    options = [("stable", "naive")[variance], "philox" if philox else "given noise"]
+    options = [("stable", "exp", "logstd", "softplus")[variance], "philox" if philox else "given noise"]
     if direction != "sample":
         options.append("p" if p else "no p")
     # A sample never has a KL; a forward pass without one is a block's prediction.

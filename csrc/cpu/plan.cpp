@@ -70,7 +70,7 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
   step.kl = options.kl;
   step.variance = options.variance;
   step.q_map = options.map;
-  step.p_map = p ? options.map : unit_map;
+  step.p_map = p ? options.map : unit_map(options.variance);
   step.temperature = options.temperature;
   step.in_double = computed_in_double(q, p, source);
   step.philox = options.philox;

@@ -66,7 +66,8 @@ Grid grid_of(const at::Tensor& q, bool channels_last) {
 
 template <class T>
 Parameters<T> parameters_of(const Options& options, bool has_p) {
-  return {cast<T>(options.map), cast<T>(has_p ? options.map : unit_map), static_cast<T>(options.temperature)};
+  const VarianceMap<double> p_map = has_p ? options.map : unit_map(options.variance);
+  return {cast<T>(options.map), cast<T>(p_map), static_cast<T>(options.temperature)};
 }
 
 }  // namespace

@@ -70,4 +70,5 @@ def _op(extension: str, namespace: str, name: str) -> Callable[..., Any]:
 def _arguments(step: Step) -> tuple[Any, ...]:
     """The step as the ops' schema has it: with the map's fields in its place."""
     draw, kl, variance, *rest = step
-    return (draw, kl, variance.kind, variance.raw_min, variance.raw_max, variance.floor, *rest)
+    fields = (variance.kind, variance.raw_min, variance.raw_max, variance.beta, variance.floor)
+    return (draw, kl, *fields, *rest)
