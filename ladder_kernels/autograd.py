@@ -24,7 +24,10 @@ def run_step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> 
         return torch_backend.forward(q, p, source, step)
     name = _traced_backend(q, p, source)
     if name is None:
-        return NormalSampleKL.apply(q, p, source, step, choose(q, p, source))
+        backend = choose(q, p, source)
+        if backend.DIFFERENTIABLE:
+            return backend.forward(q, p, source, step)
+        return NormalSampleKL.apply(q, p, source, step, backend)
     # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
     return torch_backend.forward(q, p, source, step) if name == "torch" else ops.step(q, p, source, step, name)
 
@@ -35,7 +38,8 @@ def run_sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
         return torch_backend.sample(q, source, step)
     name = _traced_backend(q, None, source)
     if name is None:
-        return NormalSample.apply(q, source, step, choose(q, None, source))
+        backend = choose(q, None, source)
+        return backend.sample(q, source, step) if backend.DIFFERENTIABLE else NormalSample.apply(q, source, step, backend)
     return torch_backend.sample(q, source, step) if name == "torch" else ops.sample(q, source, step, name)
 
 
