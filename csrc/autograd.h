@@ -106,7 +106,12 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
       needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge++);
       stack.emplace_back(needs[i]);
     }
-    (want_plain_formula(grads) ? plain_backward_op() : *backward_op).callBoxed(stack);
+    if (want_plain_formula(grads)) {
+      // By its key: batched gradients would look for a batching rule of the op, and it needs none.
+      plain_backward_op().callBoxedForDispatchKey(c10::DispatchKey::AutogradCPU, stack);
+    } else {
+      backward_op->callBoxed(stack);
+    }
 
     variable_list found(4);  // of forward's arguments
     for (std::size_t i = 0; i < inputs.size(); ++i) {
