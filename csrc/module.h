@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "autograd.h"
 #include "op.h"
 
 namespace ladder_kernels {
@@ -108,10 +109,15 @@ void register_ops(const char* name, std::initializer_list<c10::DispatchKey> keys
   library.def(forward_schema);
   library.def(backward_schema);
   library.def(sample_schema);
+  autograd::backward_op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string(name) + "::backward").c_str(), "");
   for (const c10::DispatchKey key : keys) {
     library.impl("forward", torch::dispatch(key, forward_op<forward>));
     library.impl("backward", torch::dispatch(key, backward_op<backward>));
     library.impl("sample", torch::dispatch(key, sample_op<sample>));
+    const bool on_cpu = key == c10::DispatchKey::CPU;
+    const c10::DispatchKey above = on_cpu ? c10::DispatchKey::AutogradCPU : c10::DispatchKey::AutogradCUDA;
+    library.impl("forward", torch::dispatch(above, autograd::kernel(3)));
+    library.impl("sample", torch::dispatch(above, autograd::kernel(2)));
   }
 }
 

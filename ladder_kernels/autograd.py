@@ -4,7 +4,7 @@ The Functions keep the packed parameters and the noise, seed or given latent: no
 """
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,52 +18,58 @@ from ladder_kernels.backends.step import Step, StepGrads, with_zeros
 Tensors = tuple[Any, ...]
 
 
-def run_step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
-    """The entries of `StepOutputs`, differentiable."""
-    if _plain_formula_only():
-        return torch_backend.forward(q, p, source, step)
-    name = _traced_backend(q, p, source)
-    if name is None:
-        return NormalSampleKL.apply(q, p, source, step, choose(q, p, source))
-    # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
-    return torch_backend.forward(q, p, source, step) if name == "torch" else ops.step(q, p, source, step, name)
+class Route(NamedTuple):
+    """How a call is served: eagerly, as an operator that somebody records, or by the plain formula that anybody can."""
+
+    backend: str
+    eager: ModuleType | None = None
+    plain: bool = False
+
+    @property
+    def makes_noise(self) -> bool:
+        """Whether fresh noise is Philox by default: where the backend that serves makes it in a kernel."""
+        return makes_noise(self.backend)
 
 
-def run_sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-    """z, differentiable."""
-    if _plain_formula_only():
-        return torch_backend.sample(q, source, step)
-    name = _traced_backend(q, None, source)
-    if name is None:
-        return NormalSample.apply(q, source, step, choose(q, None, source))
-    return torch_backend.sample(q, source, step) if name == "torch" else ops.sample(q, source, step, name)
-
-
-def default_is_philox(q: Tensor, p: Tensor | None) -> bool:
-    """Whether fresh noise is Philox by default: where the backend that serves makes it in a kernel."""
-    return makes_noise(_traced_backend(q, p, None) or choose(q, p, None).NAME)
-
-
-def _plain_formula_only() -> bool:
-    """Whether torch differentiates or transforms what it sees (torch.func, duals), or writes it down as ATen calls."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
-        or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
-    )
-
-
-def _traced_backend(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    """The backend's name if somebody records the operators (torch.compile, make_fx, fake tensors); None eagerly."""
+def route(q: Tensor, p: Tensor | None = None, source: Tensor | None = None) -> Route:
+    """The route of a call with these tensors; where one of them is yet to be drawn, it is like the others."""
     if torch.compiler.is_compiling():
-        return choose_while_tracing(q.device.type)
-    if torch._C._len_torch_dispatch_stack() or not all(type(tensor) in _PLAIN for tensor in (q, p, source)):
-        return choose(q, p, source).NAME
-    return None
+        name = choose_while_tracing(q.device.type)
+        # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
+        return Route(name, plain=name == "torch" or _is_transformed() or torch.onnx.is_in_onnx_export())
+    backend = choose(q, p, source)
+    if _is_transformed() or torch._C._is_tracing():  # torch.jit.trace writes down ATen calls
+        return Route(backend.NAME, plain=True)
+    are_plain = type(q) in _PLAIN and type(p) in _PLAIN and type(source) in _PLAIN
+    if not are_plain or torch._C._len_torch_dispatch_stack():  # make_fx, fake tensors
+        return Route(backend.NAME, plain=backend is torch_backend)
+    return Route(backend.NAME, backend)
 
 
-_PLAIN = (Tensor, nn.Parameter, type(None))
+def run_step(route: Route, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
+    """The entries of `StepOutputs`, differentiable."""
+    if route.eager is not None:
+        if route.eager.DIFFERENTIABLE:
+            return route.eager.forward(q, p, source, step)
+        return NormalSampleKL.apply(q, p, source, step, route.eager)
+    return torch_backend.forward(q, p, source, step) if route.plain else ops.step(q, p, source, step, route.backend)
+
+
+def run_sample(route: Route, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
+    """z, differentiable."""
+    if route.eager is not None:
+        if route.eager.DIFFERENTIABLE:
+            return route.eager.sample(q, source, step)
+        return NormalSample.apply(q, source, step, route.eager)
+    return torch_backend.sample(q, source, step) if route.plain else ops.sample(q, source, step, route.backend)
+
+
+def _is_transformed() -> bool:
+    """Whether torch differentiates or transforms what it sees: torch.func and duals."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 
 
 class NormalSampleKL(torch.autograd.Function):

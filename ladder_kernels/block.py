@@ -1,12 +1,13 @@
 """`NormalStochasticBlock`: the drop-in for CAREamics' block of the same name, convolutions included."""
 
+import functools
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ladder_kernels.autograd import default_is_philox
+from ladder_kernels.autograd import route
 from ladder_kernels.functional import fresh_source, normal_sample, normal_sample_kl, sample_with_log_density
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
 from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
@@ -253,7 +254,7 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes:
+        if q.shape[-1] % 2 == 0 or allow_oddsizes or self.allow_oddsizes:
             return q
         return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
 
@@ -261,13 +262,15 @@ class NormalStochasticBlock(Stages):
         return parameter_pair(packed, self._variance(var_clip_max))
 
     def _variance(self, var_clip_max: float | None) -> VarianceMap:
-        return VarianceMap("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
+        # A compiler reads a construction better than a cache.
+        make = VarianceMap if torch.compiler.is_compiling() else _variance_map
+        return make("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
         return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
 
     def _uses_philox(self, parameters: Tensor) -> bool:
-        return default_is_philox(parameters, None) if self.rng is None else self.rng == "philox"
+        return route(parameters).makes_noise if self.rng is None else self.rng == "philox"
 
     def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
@@ -283,7 +286,9 @@ class NormalStochasticBlock(Stages):
         """The same where z is not given: the mean, a seed or noise."""
         if mode:
             return {"mode": True}
-        draw, source = fresh_source(packed, self._uses_philox(packed))
+        if self.rng is None:
+            return {}
+        draw, source = fresh_source(packed, self.rng == "philox")
         return {draw: source}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
@@ -304,3 +309,7 @@ class NormalStochasticBlock(Stages):
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls = type(self)
         return any(name in self.__dict__ or getattr(cls, name) is not getattr(Stages, name) for name in STAGES)
+
+
+# A block makes the same one at every call.
+_variance_map = functools.lru_cache(maxsize=32)(VarianceMap)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ladder_kernels.autograd import default_is_philox, run_sample, run_step
+from ladder_kernels.autograd import Route, route, run_sample, run_step
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
 from ladder_kernels.noise import draw_noise, draw_seed
@@ -93,10 +93,12 @@ def normal_sample_kl(
     """
     _check_packed(q_params, "q_params")
     if p_params is not None:
-        _check_packed(p_params, "p_params")
         _check_prior(p_params, q_params)
-    draw, source = _source(q_params, p_params, noise=noise, latent=latent, seed=seed, mode=mode)
-    window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    way = route(q_params, p_params, latent if noise is None else noise)
+    draw, source = _source(q_params, way, noise=noise, latent=latent, seed=seed, mode=mode)
+    window = None
+    if vanilla_latent_hw is not None:
+        window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
     step = Step(
         draw=draw,
         kl="analytic" if analytical_kl else "monte_carlo",
@@ -106,7 +108,7 @@ def normal_sample_kl(
         elementwise=elementwise,
         channels_last=is_channels_last(q_params),
     )
-    outputs = run_step(q_params, p_params, source, step)
+    outputs = run_step(way, q_params, p_params, source, step)
     z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = outputs
     return SampleKL(
         z=z if latent is None else latent,
@@ -155,8 +157,8 @@ def sample_with_log_density(
     temperature: float = 1.0,
 ) -> Sample:
     """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`."""
-    params, source, step = _sampling(params, noise, latent, seed, mode, temperature, variance)
-    z, *_, logprob_q, qvar_max, _ = run_step(params, None, source, step)
+    way, params, source, step = _sampling(params, noise, latent, seed, mode, temperature, variance)
+    z, *_, logprob_q, qvar_max, _ = run_step(way, params, None, source, step)
     return Sample(z if latent is None else latent, logprob_q, qvar_max)
 
 
@@ -168,10 +170,11 @@ def _sampling(
     mode: bool,
     temperature: float,
     variance: VarianceMap,
-) -> tuple[Tensor, Tensor | None, Step]:
+) -> tuple[Route, Tensor, Tensor | None, Step]:
     """The arguments of a sample without a KL, checked, as `autograd` wants them."""
     _check_packed(params, "params")
-    draw, source = _source(params, None, noise=noise, latent=latent, seed=seed, mode=mode)
+    way = route(params, None, latent if noise is None else noise)
+    draw, source = _source(params, way, noise=noise, latent=latent, seed=seed, mode=mode)
     step = Step(
         draw=draw,
         kl="none",
@@ -179,15 +182,16 @@ def _sampling(
         temperature=as_number(temperature, "temperature"),
         channels_last=is_channels_last(params),
     )
-    return params, source, step
+    return way, params, source, step
 
 
 def _check_packed(packed: Tensor, name: str) -> None:
     _check_tensor(packed, name)
-    if not 3 <= packed.dim() <= 5:
-        raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(packed.shape)}")
-    if packed.shape[1] % 2 or packed.shape[1] == 0:
-        raise ValueError(f"{name} packs means and raw spreads, so its channels are even; got {tuple(packed.shape)}")
+    shape = packed.shape
+    if not 3 <= len(shape) <= 5:
+        raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(shape)}")
+    if shape[1] % 2 or shape[1] == 0:
+        raise ValueError(f"{name} packs means and raw spreads, so its channels are even; got {tuple(shape)}")
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:
@@ -198,7 +202,10 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
 
 
 def _check_prior(p: Tensor, q: Tensor) -> None:
-    if p.shape[1:] != q.shape[1:] or p.shape[0] not in (1, q.shape[0]):
+    _check_tensor(p, "p_params")
+    # All that can be wrong with a shape is wrong with both, or makes them differ.
+    if p.shape != q.shape and (p.shape[1:] != q.shape[1:] or p.shape[0] != 1):
+        _check_packed(p, "p_params")
         raise ValueError(
             f"p_params must have q_params' shape, or batch 1; got p_params {tuple(p.shape)}, q_params {tuple(q.shape)}"
         )
@@ -216,9 +223,7 @@ def _checked(variance: VarianceMap) -> VarianceMap:
     return variance
 
 
-def _window_side(vanilla_latent_hw: int | None) -> int | None:
-    if vanilla_latent_hw is None:
-        return None
+def _window_side(vanilla_latent_hw: int) -> int:
     side = _as_integer(vanilla_latent_hw, "vanilla_latent_hw", "a positive integer or None")
     if side < 1:
         raise ValueError(f"vanilla_latent_hw must be a positive integer or None, got {side}")
@@ -236,7 +241,7 @@ def _as_integer(value: Any, name: str, expected: str) -> int:
 
 def _source(
     packed: Tensor,
-    prior: Tensor | None,
+    way: Route,
     *,
     noise: Tensor | None,
     latent: Tensor | None,
@@ -244,6 +249,8 @@ def _source(
     mode: bool,
 ) -> tuple[Any, Tensor | None]:
     """`Step.draw` and its tensor."""
+    if noise is None and latent is None and seed is None and not mode:
+        return fresh_source(packed, way.makes_noise)
     given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
     given += ["mode"] if mode else []
     if len(given) > 1:
@@ -252,11 +259,12 @@ def _source(
         return "mode", None
     if seed is not None:
         return "seed", _seed_tensor(seed, packed)
-    for name, tensor in (("noise", noise), ("latent", latent)):
-        if tensor is not None:
-            _check_latent(tensor, name, packed)
-            return name, tensor
-    return fresh_source(packed, default_is_philox(packed, prior))
+    if noise is not None:
+        _check_latent(noise, "noise", packed)
+        return "noise", noise
+    assert latent is not None  # what is left
+    _check_latent(latent, "latent", packed)
+    return "latent", latent
 
 
 def fresh_source(packed: Tensor, philox: bool) -> tuple[Any, Tensor]:

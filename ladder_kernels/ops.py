@@ -24,6 +24,10 @@ _STEP = (
     "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
     "SymInt[]? window, bool elementwise, bool channels_last, str backend"
 )
+_NATIVE_STEP = (
+    "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, float temperature, "
+    "int[]? window, bool elementwise, bool channels_last"
+)
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
 _GRADS = ", ".join(f"Tensor? grad_{name}" for name in StepGrads._fields)
@@ -35,6 +39,11 @@ torch.library.define(
     f"({_INPUTS}, {_GRADS}, {_NEEDS}, {_STEP}) -> (Tensor grad_q, Tensor grad_p, Tensor grad_latent)",
 )
 torch.library.define(f"{NAMESPACE}::sample", f"(Tensor q, Tensor? source, {_STEP}) -> Tensor")
+# In the order of the native op backward, whose autograd calls it where gradients have gradients (csrc/autograd.h).
+torch.library.define(
+    f"{NAMESPACE}::plain_backward",
+    f"({_INPUTS}, {_NATIVE_STEP}, {_GRADS}, {_NEEDS}) -> (Tensor? grad_q, Tensor? grad_p, Tensor? grad_latent)",
+)
 
 
 def step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str) -> tuple[Any, ...]:
@@ -87,6 +96,14 @@ def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: An
 def _sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
     step, backend = _parse_real(step_and_backend)
     return load(backend).sample(q, source, step)
+
+
+@torch.library.impl(f"{NAMESPACE}::plain_backward", "CompositeImplicitAutograd")
+def _plain_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor | None, ...]:
+    (step, _), grads, needs = _parse((*rest[:-11], "torch")), StepGrads(*rest[-11:-3]), rest[-3:]
+    differentiable = torch.is_grad_enabled()
+    backward = torch_backend.differentiable_backward if differentiable else torch_backend.backward
+    return backward(q, p, source, step, grads, needs)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step")

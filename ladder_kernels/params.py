@@ -132,16 +132,15 @@ class LateCall:
         self._module, self._features = module, features
         self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         device = features.device.type
-        self._autocast: dict[str, Any] = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
-        self._versions = self._versions_now()
+        self._autocast: dict[str, Any] = {"device_type": device, "enabled": torch.is_autocast_enabled(device)}
+        if self._autocast["enabled"]:
+            self._autocast["dtype"] = torch.get_autocast_dtype(device)
+            self._autocast["cache_enabled"] = torch.is_autocast_cache_enabled()
+        parameters = [*module.parameters()]
+        self._versions = self._versions_now(parameters)
         # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
-        with torch.no_grad():
-            self._last_values = [parameter.clone() for parameter in self._last_parameter()]
+        # Of a convolution the bias, its smallest; none of a module without parameters.
+        self._last_values = [parameter.detach().clone() for parameter in parameters[-1:]]
 
     def __call__(self) -> Tensor:
         if not self._is_unchanged():
@@ -153,9 +152,10 @@ class LateCall:
             return self._module(self._features)
 
     def _is_unchanged(self) -> bool:
-        return self._versions_now() == self._versions and all(
+        parameters = [*self._module.parameters()]
+        return self._versions_now(parameters) == self._versions and all(
             torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
-            for now, then in zip(self._last_parameter(), self._last_values, strict=True)
+            for now, then in zip(parameters[-1:], self._last_values, strict=True)
         )
 
     @contextlib.contextmanager
@@ -167,13 +167,9 @@ class LateCall:
         ):
             yield
 
-    def _last_parameter(self) -> list[nn.Parameter]:
-        # Of a convolution the bias, its smallest; none of a module without parameters.
-        return [*self._module.parameters()][-1:]
-
-    def _versions_now(self) -> list[int | None]:
+    def _versions_now(self, parameters: list[nn.Parameter]) -> list[int | None]:
         # Tensors of the inference mode have none.
-        tensors = (self._features, *self._module.parameters(), *self._module.buffers())
+        tensors = (self._features, *parameters, *self._module.buffers())
         return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 

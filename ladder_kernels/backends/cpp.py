@@ -5,6 +5,7 @@ from torch import Tensor
 from ladder_kernels.backends import native
 
 NAME = "cpp"
+DIFFERENTIABLE = True
 
 _ops = native.Ops("ladder_kernels._C", "ladder_kernels_cpu")
 forward, backward, sample = _ops.forward, _ops.backward, _ops.sample

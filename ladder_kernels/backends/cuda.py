@@ -6,6 +6,7 @@ from torch import Tensor
 from ladder_kernels.backends import native
 
 NAME = "cuda"
+DIFFERENTIABLE = True
 
 _ops = native.Ops("ladder_kernels._CUDA", "ladder_kernels_cuda")
 forward, backward, sample = _ops.forward, _ops.backward, _ops.sample

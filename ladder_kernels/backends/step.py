@@ -3,6 +3,8 @@
 Every backend is a module with these names:
 
 - `NAME`: its public name.
+- `DIFFERENTIABLE`: whether autograd sees through `forward` and `sample`; else `ladder_kernels.autograd` differentiates
+  them, with `backward`.
 - `unavailable() -> str | None`: why it cannot run in this process, or None.
 - `unsupported(q, p, source) -> str | None`: why it cannot take these tensors, or None.
 - `forward(q, p, source, step) -> StepOutputs`

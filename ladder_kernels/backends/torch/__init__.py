@@ -26,6 +26,7 @@ from ladder_kernels.noise import philox_normal
 from ladder_kernels.variance import VarianceMap
 
 NAME = "torch"
+DIFFERENTIABLE = False
 
 
 def unavailable() -> str | None:
