@@ -25,7 +25,7 @@ _STEP = (
     "SymInt[]? window, bool elementwise, bool channels_last, str backend"
 )
 _NATIVE_STEP = (
-    "str draw, str kl, str variance, float? raw_min, float? raw_max, float floor, float temperature, "
+    "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, float temperature, "
     "int[]? window, bool elementwise, bool channels_last"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
