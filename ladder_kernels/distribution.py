@@ -104,8 +104,9 @@ class DiagonalGaussianDistribution:
         if tuple(sorted(dims)) == everything and sample.shape == latent_shape(self.parameters):
             return -sample_with_log_density(self.parameters, variance=_VARIANCE, latent=sample).logprob_q
         dtype = compute_dtype(self.parameters, sample)
-        gaussian = formulas.gaussian(*self.parameters.to(dtype).chunk(2, dim=1), _VARIANCE)
-        residual = gaussian.over_std(sample.to(dtype) - gaussian.mean)
+        mean, raw = self.parameters.to(dtype).chunk(2, dim=1)
+        gaussian = formulas.gaussian(mean, raw, _VARIANCE)
+        residual = gaussian.over_std(sample.to(dtype) - mean)
         return (0.5 * _LOG_2PI - formulas.log_density(residual, gaussian)).sum(tuple(dims))
 
     def _zero(self) -> Tensor:
