@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench train mmse lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
+.PHONY: help demo vae mmse test bench peers train lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -32,12 +32,18 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 demo: $(INSTALLED)  ## train the real CAREamics model with both blocks, show the difference; ARGS="--steps 50"
 	$(BIN)/python -m bench.demo $(ARGS)
 
+vae: $(INSTALLED)  ## train a small VDVAE on faces, in plain PyTorch and on the functions; ARGS="--steps 50"
+	$(BIN)/python -m bench.vae $(ARGS)
+
 # Every test has one thread, so the cores share the tests.
 test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"
 	$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS=--quick
 	$(BIN)/python -m pytest bench -r fE --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
+
+peers: $(INSTALLED)  ## other VAEs' own step beside ours: agreement and time; ARGS=--quick
+	$(BIN)/python -m bench.peers $(ARGS)
 
 lint: $(INSTALLED)  ## ruff: style and formatting
 	$(BIN)/ruff check .

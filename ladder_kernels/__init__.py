@@ -2,6 +2,7 @@
 
 from ladder_kernels.backends.select import use_backend
 from ladder_kernels.block import NormalStochasticBlock
+from ladder_kernels.distribution import DiagonalGaussianDistribution
 from ladder_kernels.functional import SampleKL, normal_sample, normal_sample_kl
 from ladder_kernels.patch import patch_model, unpatch_model
 from ladder_kernels.predict import predict_mmse
@@ -10,6 +11,7 @@ from ladder_kernels.variance import VarianceMap
 __version__ = "0.1.0"
 
 __all__ = [
+    "DiagonalGaussianDistribution",
     "NormalStochasticBlock",
     "SampleKL",
     "VarianceMap",

@@ -48,8 +48,9 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
     ),
     (
         lambda block: _takes(block, "use_mode"),
-        "its standard deviation is softplus of what the convolution gives (COSDD): give its mean and 2 log std, "
-        'concatenated, to ladder_kernels.normal_sample_kl(..., variance=VarianceMap("exp"), analytical_kl=True)',
+        "its standard deviation is softplus of what the convolution gives, whose channels are mean and raw by turns "
+        "(COSDD): regroup them, torch.cat([x[:, 0::2], x[:, 1::2]], 1), and give them to "
+        "ladder_kernels.normal_sample_kl(..., variance=VarianceMap.cosdd(), analytical_kl=True)",
     ),
     (
         lambda block: True,

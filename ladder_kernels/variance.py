@@ -36,6 +36,11 @@ class VarianceMap:
     - "logstd": `s = exp(r)`. VDVAE.
     - "softplus": `s = log(1 + exp(beta r)) / beta`, plus the floor. COSDD, Efficient-VDVAE, hvae-oodd.
 
+    The ready-made maps below are named after who uses them and say what of it they serve. Others, by their fields:
+    vae_vampprior is "exp" with r in [-6, 2]. Whose std is none of these can be served by "logstd" from the logarithm of
+    its std: NVAE, `exp(5 tanh(r / 5)) + 0.01` (its means are 5 tanh(mean / 5), and of its top prior, r = 0, the std is
+    1.01: not N(0, I)), and BIVA, `exp(softplus(r) / 2)`, which is never below 1.
+
     Raises ValueError for another kind, for a floor or beta out of its range or that the kind does not have, and for
     bounds in the wrong order; TypeError for a field that is no number.
     """
@@ -74,33 +79,52 @@ class VarianceMap:
 
     @staticmethod
     def careamics(raw_max: float | None = 20.0) -> "VarianceMap":
-        """CAREamics, muSplit, denoiSplit: `StableLogVar` (models/lvae/utils.py), clamped by `var_clip_max`."""
+        """CAREamics, muSplit, denoiSplit: `StableLogVar` and `StableExponential` (models/lvae/utils.py).
+
+        `v = exp(r) if r <= 0 else 1 + r`, plus `var_eps` 1e-6; r at most `var_clip_max`, 20 in its LadderVAE.
+        """
         return VarianceMap("stable", raw_max=raw_max)
 
     @staticmethod
     def hdn() -> "VarianceMap":
-        """HDN and ladder-vae-pytorch: `logvar.exp()` (lib/stochastic.py), not clamped."""
+        """HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), neither clamped nor with a floor.
+
+        Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
+        """
         return VarianceMap("exp")
 
     @staticmethod
     def diffusers() -> "VarianceMap":
-        """LDM and diffusers: `DiagonalGaussianDistribution` (autoencoders/vae.py), clamped to [-30, 20]."""
+        """LDM (modules/distributions/distributions.py) and diffusers (models/autoencoders/vae.py), against N(0, I).
+
+        `s = exp(r / 2)`, r in [-30, 20]. `DiagonalGaussianDistribution` is their class on these functions.
+        """
         return VarianceMap("exp", raw_min=-30.0, raw_max=20.0)
 
     @staticmethod
     def vdvae() -> "VarianceMap":
-        """VDVAE: `logsigma.exp()` (vae_helpers.py), not clamped."""
+        """VDVAE: `s = exp(r)` (vae_helpers.py), neither clamped nor with a floor; its KL is analytic.
+
+        Its prior head gives features after mean and raw: `p_params = head[:, : 2 * zdim]`, a view, is taken as it is.
+        """
         return VarianceMap("logstd")
 
     @staticmethod
     def cosdd() -> "VarianceMap":
-        """COSDD: `softplus(raw)` (models/nn.py), without a floor. It interleaves mean and raw: regroup its channels."""
+        """COSDD: `s = log(1 + exp(r))` (models/nn.py), without a floor; its KL is analytic.
+
+        It interleaves means and raws: give the functions `torch.cat([x[:, 0::2], x[:, 1::2]], 1)`, or reorder the
+        output channels of the convolution once. Where q's std underflows to 0, below r = -103, its KL is infinite;
+        here it is finite.
+        """
         return VarianceMap("softplus")
 
     @staticmethod
     def efficient_vdvae() -> "VarianceMap":
-        """Efficient-VDVAE: `softplus(raw, beta=log 2)` (model/latent_layers.py, "std" mode), so that r = 0 gives s = 1.
+        """Efficient-VDVAE in "std" mode: `s = log(1 + exp(beta r)) / beta` with beta = log 2 (model/latent_layers.py).
 
-        Its posterior's std is that times p's, which is no map of one raw parameter: not served for residual posteriors.
+        So r = 0 gives s = 1. Its `min_std` does nothing there, and is none here. Of a residual posterior
+        `s_q = softplus(q_raw) s_p`, which is no map of one raw parameter: not served in this mode. In "logstd" mode,
+        `s = exp(beta r)`, it is: scale the raws by beta, add p's parameters to q's, and use `vdvae()`.
         """
         return VarianceMap("softplus", beta=math.log(2))
