@@ -111,7 +111,7 @@ def dist(session: nox.Session) -> None:
     session.install(*pins, "torch", "build", "twine", "setuptools", "wheel", "ninja")
     session.run("python", "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder))
     (sdist,) = folder.glob("*.tar.gz")
-    unpacked = Path(session.create_tmp()) / "sdist"
+    unpacked = Path(session.create_tmp()).resolve() / "sdist"
     shutil.rmtree(unpacked, ignore_errors=True)
     shutil.unpack_archive(sdist, unpacked)
     (sources,) = unpacked.iterdir()
@@ -142,7 +142,7 @@ def install(session: nox.Session, row: Row) -> None:
 
 def build(session: nox.Session) -> Path:
     """The package with its CPU kernels, outside of the source tree, which has those of the pinned set."""
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "lib", ignore_errors=True)
     command = ("python", "setup.py", "--quiet", "build", "--build-lib", folder / "lib", "--build-temp", folder / "temp")
     session.run(*map(str, command), env={"LADDER_KERNELS_BUILD_CPU": "1"})
