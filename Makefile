@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo vae mmse test bench peers train lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
+.PHONY: help demo vae mmse test versions bench peers train lint types audit hostcost wheels plots readme info cuda sanitize fresh dist clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -38,6 +38,9 @@ vae: $(INSTALLED)  ## train a small VDVAE on faces, in plain PyTorch and on the 
 # Every test has one thread, so the cores share the tests.
 test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"
 	$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
+
+versions: $(INSTALLED)  ## tests with other Pythons, PyTorches, Tritons and CAREamics: noxfile.py. ARGS=--list
+	$(BIN)/python -m nox $(ARGS)
 
 bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS=--quick
 	$(BIN)/python -m pytest bench -r fE --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
@@ -81,6 +84,9 @@ fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty env
 	cd $(FRESH) && . venv/bin/activate && PIP_QUIET=1 PIP_CONSTRAINT=constraints.txt sh -ex commands
 	cd $(FRESH) && LADDER_KERNELS_BACKEND=cpp venv/bin/python -P -c \
 	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
+
+dist: $(INSTALLED)  ## out/dist: an sdist, a wheel that compiles nothing and one with CPU kernels, each tried by itself
+	$(BIN)/python -m nox -s dist $(ARGS)
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
 	$(BIN)/python -m bench.report.figures $(ARGS)

@@ -1,4 +1,4 @@
-"""`python -m ladder_kernels.info [--json]`: versions, devices, and every backend with its reason not to run."""
+"""`python -m ladder_kernels.info [--json]`: versions, devices, what serves, and why a backend cannot run."""
 
 import argparse
 import importlib.metadata
@@ -22,22 +22,53 @@ ENVIRONMENT_VARIABLES = (
 )
 
 
+NOISES = {"torch": "noise of torch's generator", "philox": "Philox noise, made in the kernel"}
+
+
 def collect() -> dict[str, Any]:
     """Everything that a bug report needs, as plain values."""
     return {
-        "versions": {
-            "ladder_kernels": ladder_kernels.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "torch": torch.__version__,
-            "cuda (of torch)": torch.version.cuda,
-            "triton": _version("triton"),
-            "careamics": _version("careamics"),
-        },
+        "versions": versions(),
         "devices": _devices(),
         "backends": {name: select.reason_unavailable(name) or "usable" for name in select.NAMES},
+        "by default": defaults() | {"only where forced": f"cuda, {NOISES['philox']}"},
         "environment": _environment(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the library and of what it runs with; None where that is not installed."""
+    return {
+        "ladder_kernels": ladder_kernels.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda (of torch)": torch.version.cuda,
+        "triton": _version("triton"),
+        "careamics": _version("careamics"),
+    }
+
+
+def defaults(rng: str | None = None) -> dict[str, str]:
+    """The backend that serves tensors of each kind of device, and the noise it draws where `rng` names none."""
+    return {"CPU tensors": _default("cpu", rng), "GPU tensors": _default_on_gpu(rng)}
+
+
+def _default_on_gpu(rng: str | None) -> str:
+    if torch.cuda.is_available():
+        return _default("cuda", rng)
+    return f"none here; on one, triton, {NOISES[rng or 'philox']}"
+
+
+def _default(device_type: str, rng: str | None) -> str:
+    try:
+        name = select.default(device_type)
+    except (ValueError, select.BackendUnavailableError) as error:
+        return str(error)
+    rng = rng or ("philox" if select.makes_noise(name) else "torch")
+    if rng == "philox" and name == "torch":
+        return f"{name}, Philox noise, made in plain tensor arithmetic"
+    return f"{name}, {NOISES[rng]}"
 
 
 def _environment() -> dict[str, str]:

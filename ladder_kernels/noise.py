@@ -23,10 +23,13 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not.
+
+    `dtype` is float32 or float64, what a step is computed in.
+    """
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_noise.default(shape, dtype, device)
-    return _draw_noise(shape, dtype, device)
+        return torch.ops.ladder_kernels.draw_noise.default(shape, dtype == torch.float64, device)
+    return _draw_noise(shape, dtype == torch.float64, device)
 
 
 def _is_compiled() -> bool:
@@ -40,8 +43,14 @@ def _draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def _draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(shape, dtype=dtype, device=device)
+def _draw_noise(shape: Sequence[int], double: bool, device: torch.device) -> Tensor:
+    return torch.randn(shape, dtype=_noise_dtype(double), device=device)
+
+
+def _noise_dtype(double: bool) -> torch.dtype:
+    # No dtype in the operator's schema: a package of AOTInductor writes it by one numbering and reads it by another,
+    # so that float32 comes back as float64 (torch 2.11).
+    return torch.float64 if double else torch.float32
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -59,9 +68,9 @@ _define(
 )
 _define(
     "draw_noise",
-    "(SymInt[] shape, ScalarType dtype, Device device) -> Tensor",
+    "(SymInt[] shape, bool double, Device device) -> Tensor",
     _draw_noise,
-    lambda shape, dtype, device: torch.empty(shape, dtype=dtype, device=device),
+    lambda shape, double, device: torch.empty(shape, dtype=_noise_dtype(double), device=device),
 )
 
 

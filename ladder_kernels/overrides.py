@@ -90,10 +90,15 @@ class Stages(nn.Module):
         q: Normal,
         q_params: tuple[StableMean, StableLogVar],
         mode_pred: bool,
-        analytical_kl: bool,
-        z: Tensor,
+        analytical_kl: bool | Tensor = False,
+        z: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
-        """The five KL metrics of `forward`'s data, from distributions; all None if `mode_pred`."""
+        """The five KL metrics of `forward`'s data, from distributions; all None if `mode_pred`.
+
+        `analytical_kl` may be left out, with z in its place: upstream's next version has no such argument.
+        """
+        if isinstance(analytical_kl, Tensor):
+            z, analytical_kl = analytical_kl, False
         if mode_pred:
             return dict.fromkeys(KL_KEYS)
         if analytical_kl:

@@ -59,16 +59,28 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
 ]
 
 
-class PatchReport(NamedTuple):
-    """Names of modules: those that now run fused, and those that look like the block but were left, with the reason."""
-
+class _Names(NamedTuple):
     patched: list[str]
     skipped: dict[str, str]
 
+
+class PatchReport(_Names):
+    """Names of modules: those that now run fused, and those that look like the block but were left, with the reason.
+
+    Printed, it also says with which backend, noise and versions: what a bug report needs.
+    """
+
+    rng: str | None = None
+    """The option that `patch_model` was given."""
+
     def __str__(self) -> str:
+        from ladder_kernels import info  # which imports this package
+
         lines = [f"{len(self.patched)} stochastic blocks run fused"]
         lines += [f"  {name}" for name in self.patched]
         lines += [f"  {name}: left as it is, {reason}" for name, reason in self.skipped.items()]
+        lines += [f"{tensors}: {serves}" for tensors, serves in info.defaults(self.rng).items()]
+        lines.append(", ".join(f"{name} {version}" for name, version in info.versions().items() if version))
         return "\n".join(lines)
 
 
@@ -93,7 +105,9 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
                 patched.append(name)
             else:
                 skipped[name] = reason
-    return PatchReport(patched, skipped)
+    report = PatchReport(patched, skipped)
+    report.rng = block_options.get("rng")
+    return report
 
 
 def unpatch_model(model: nn.Module) -> list[str]:

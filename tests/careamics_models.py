@@ -9,7 +9,11 @@ from careamics.config import LVAELossConfig
 from careamics.config.architectures import LVAEConfig
 from careamics.config.losses import KLLossConfig
 from careamics.config.noise_model import GaussianMixtureNMConfig
-from careamics.losses.lvae import lvae_losses
+
+try:
+    from careamics.losses.lvae import lvae_losses
+except ImportError:  # the name until 0.1
+    from careamics.losses.lvae import losses as lvae_losses
 from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood, NoiseModelLikelihood
 from careamics.models.lvae.noise_models import GaussianMixtureNoiseModel, MultiChannelNoiseModel

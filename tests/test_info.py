@@ -1,4 +1,4 @@
-"""`python -m ladder_kernels.info` where something is wrong: it says so and does not fail."""
+"""`python -m ladder_kernels.info`: what serves by default; where something is wrong it says so and does not fail."""
 
 import json
 import os
@@ -6,6 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from ladder_kernels import info as module
+from ladder_kernels.autograd import default_is_philox
+from ladder_kernels.backends import select
 
 
 def info(**environment: str) -> dict[str, dict[str, str]]:
@@ -23,3 +28,45 @@ def test_a_backend_in_the_environment_that_does_not_exist_is_named() -> None:
 @pytest.mark.parametrize("value", ["", "torch"])
 def test_a_backend_in_the_environment_that_exists_or_is_empty_is_shown(value: str) -> None:
     assert info(LADDER_KERNELS_BACKEND=value)["environment"]["LADDER_KERNELS_BACKEND"] == value
+
+
+# What serves by default, and with which noise.
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"LADDER_KERNELS_BACKEND": "torch"}, "torch, noise of torch's generator"),
+        ({"LADDER_KERNELS_BACKEND": "cpp"}, "cpp, noise of torch's generator"),
+        ({"LADDER_KERNELS_BACKEND": "triton", "TRITON_INTERPRET": "1"}, "triton, Philox noise, made in the kernel"),
+        ({"LADDER_KERNELS_BACKEND": "cupy"}, "names an unknown backend"),
+    ],
+)
+def test_a_forced_backend_is_what_serves(environment: dict[str, str], said: str) -> None:
+    assert said in info(**environment)["by default"]["CPU tensors"]
+
+
+def test_what_is_told_of_the_cpu_is_what_a_call_does() -> None:
+    q = torch.zeros(1, 2, 3)
+    name, noise = select.choose(q, None, None).NAME, "philox" if default_is_philox(q, None) else "torch"
+    assert module.defaults()["CPU tensors"] == f"{name}, {module.NOISES[noise]}"
+
+
+@pytest.mark.parametrize(
+    ("unusable", "said"),
+    [((), "triton, Philox noise, made in the kernel"), (("triton",), "torch, noise of torch's generator")],
+    ids=["usable", "without Triton"],
+)
+def test_on_a_gpu_triton_makes_the_noise_or_torch_draws_it(
+    unusable: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(select, "reason_unavailable", lambda name: "it is broken" if name in unusable else None)
+    assert module.defaults()["GPU tensors"] == said
+
+
+def test_an_option_of_the_blocks_decides_the_noise() -> None:
+    assert module.defaults("philox")["CPU tensors"].endswith("Philox noise, made in the kernel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "default", lambda device: "torch")
+        assert module.defaults("philox")["CPU tensors"] == "torch, Philox noise, made in plain tensor arithmetic"

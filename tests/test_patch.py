@@ -44,6 +44,19 @@ def test_patching_draws_no_random_number(model: nn.Module) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_printed_report_is_fit_for_a_bug_report() -> None:
+    report = patch_model(upstream(), rng="philox")
+    assert report == (["0"], {})
+    first, block, cpu, gpu, versions = str(report).splitlines()
+    assert (first, block) == ("1 stochastic blocks run fused", "  0")
+    assert re.fullmatch(r"CPU tensors: cpp, Philox noise, .*", cpu)
+    assert re.fullmatch(r"GPU tensors: .*triton, Philox noise, .*", gpu)
+    for name in ("ladder_kernels", "python", "platform", "torch", "triton", "careamics"):
+        assert re.search(rf"(^|, ){name} \S", versions), name
+    assert "torch's generator" in str(patch_model(upstream(), rng="torch")).splitlines()[2]
+    assert str(pickle.loads(pickle.dumps(report))) == str(report)
+
+
 def test_a_patched_block_is_an_instance_of_its_own_class_and_of_ours() -> None:
     model = upstream()
     patch_model(model)

@@ -2,6 +2,9 @@
 
 import functools
 import importlib
+import importlib.util
+import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +21,9 @@ def reason_not_loaded(extension: str, build_flag: str) -> str | None:
     An extension refuses to be imported by a torch it was not built for.
     """
     build = f"{build_flag}=1 pip install --no-build-isolation -e ."
+    found = importlib.util.find_spec(extension)
+    if found is not None and found.origin is not None and _is_cut_short(found.origin):
+        return f"{found.origin} is cut short; to rebuild it, run: {build}"
     try:
         importlib.import_module(extension)
     except ModuleNotFoundError as error:
@@ -27,6 +33,20 @@ def reason_not_loaded(extension: str, build_flag: str) -> str | None:
     except (ImportError, OSError) as error:
         return f"{extension} cannot be loaded: {error}; to rebuild it, run: {build}"
     return None
+
+
+def _is_cut_short(path: str) -> bool:
+    """Whether a library ends before the table of sections at its end: to load it would kill the process (SIGBUS).
+
+    Only of 64-bit little-endian ELF files; other files that are no libraries, the loader refuses by itself.
+    """
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):
+        return False
+    (table,) = struct.unpack_from("<Q", header, 40)  # e_shoff, e_shentsize and e_shnum of the ELF header
+    size, count = struct.unpack_from("<HH", header, 58)
+    return os.path.getsize(path) < table + size * count
 
 
 class Ops:

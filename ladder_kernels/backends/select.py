@@ -93,7 +93,7 @@ def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
 
 def choose_while_tracing(device_type: str) -> str:
     """The name of the backend for a graph that torch.compile traces; a forced one is part of the graph's guards."""
-    return getattr(_seen_by_compiler, "forced", None) or _default_while_tracing(device_type)
+    return getattr(_seen_by_compiler, "forced", None) or default(device_type)
 
 
 def makes_noise(backend: str) -> bool:
@@ -101,13 +101,17 @@ def makes_noise(backend: str) -> bool:
     return backend in _MAKE_NOISE
 
 
-def _default_while_tracing(device_type: str) -> str:
+def default(device_type: str) -> str:
+    """The name of the backend that serves tensors of that device where `use_backend` forces none.
+
+    Raises ValueError or BackendUnavailableError for a LADDER_KERNELS_BACKEND that cannot serve.
+    """
     names = _PREFERRED.get(device_type, ("torch",))
     return _forced_by_environment() or next(name for name in names if reason_unavailable(name) is None)
 
 
 # What torch.compiler.assume_constant_result does; calling that would import the whole compiler, which takes seconds.
-_default_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+default._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _forced_by_environment() -> str | None:

@@ -1,0 +1,149 @@
+"""`make versions`: the tests beside other versions of Python, PyTorch, Triton and CAREamics than the pinned ones.
+
+`make test` runs everything with the pinned set of constraints.txt. A row of this table is one environment of its own,
+with the CPU kernels built for it, and states which tests it runs. `make versions ARGS=--list` names the rows;
+ARGS="-s 'versions(torch2.14)' -- -k one_graph" runs one, with arguments for pytest; ARGS="-t ci -- --short" a few tests
+of those of CI.
+
+Interpreters are those of the machine, pyenv's included; nox says which it cannot find, and skips them (an error on CI).
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.envdir = "out/nox"
+nox.options.sessions = ["versions"]
+
+ROOT = Path(__file__).parent
+# pyenv answers to python3.12 only where somebody has asked for that version.
+if (pyenv := Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")).is_dir():
+    os.environ["PYENV_VERSION"] = ":".join(sorted((path.name for path in pyenv.iterdir()), reverse=True))
+
+# What a row installs otherwise than constraints.txt, and what belongs to the CUDA that another torch brings.
+FREE = ("torch==", "torchvision==", "triton==", "careamics==", "nvidia-", "cuda-")
+
+
+class Row(NamedTuple):
+    """One environment."""
+
+    python: str
+    torch: str
+    triton: str
+    torchvision: str | None = None
+    careamics: str | None = None
+    """None: careamics needs Python 3.11, and a torchvision that the CPU build of torch does not have on PyPI."""
+
+
+ROWS = {
+    # Lowest of everything.
+    "python3.10": Row("3.10", torch="2.6.0", triton="3.3.1"),
+    "careamics0.1": Row("3.11", torch="2.6.0", triton="3.3.1", torchvision="0.21.0", careamics="0.1.0"),
+    # Between, and highest.
+    "torch2.13": Row("3.11", torch="2.13.0", triton="3.7.1"),
+    "torch2.14": Row("3.11", torch="2.14.1", triton="3.8.0", torchvision="0.29.1", careamics="0.2.0"),
+    "python3.12": Row("3.12", torch="2.11.0", triton="3.6.0", torchvision="0.26.0", careamics="0.3.5"),
+    "python3.13": Row("3.13", torch="2.14.1", triton="3.9.0", torchvision="0.29.1", careamics="0.3.5"),
+}
+CI = ("torch2.13", "torch2.14")
+
+# With and without careamics: the numbers and gradients of every backend, and the kernels' compilation.
+STEP = ["functional", "variance", "noise", "block", "data", "paths", "cpp", "triton", "triton_compiles"]
+MODEL = [
+    *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile"),
+    *("wrappers", "distributed"),
+]
+# What that torch itself cannot do: FSDP2 on a CPU, ONNX of this graph, and some compiled functions.
+NOT_WITH_TORCH_2_6 = [
+    "data.py::test_distributed_wrappers_give_gradients_to_a_loss_of_data_alone",
+    "paths.py::test_every_compiler_gives_the_eager_numbers",
+    *(
+        f"compile.py::test_{name}"
+        for name in (
+            "a_graph_keeps_to_the_backend_forced_in_its_own_thread",
+            "another_backend_is_another_graph",
+            "export_keeps_the_step",
+            "one_dynamic_graph_serves_every_batch_and_size",
+            "onnx_has_the_plain_formula",
+        )
+    ),
+    "distributed.py",
+]
+# What CI has the time for.
+SHORT_STEP = ["variance", "noise", "block", "cpp"]
+SHORT_MODEL = ["params", "patch", "next_careamics"]
+
+
+@nox.session
+@nox.parametrize(
+    "python,name", [nox.param(ROWS[name].python, name, id=name, tags=["ci"] if name in CI else []) for name in ROWS]
+)
+def versions(session: nox.Session, name: str) -> None:
+    """One row of ROWS: its environment, the package built for it, and the tests that versions concern."""
+    row = ROWS[name]
+    install(session, row)
+    # The copy that was built, before the one in this folder; in the processes that tests start as well.
+    environment = {"PYTHONPATH": f"{build(session)}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+    session.run("python", "-m", "ladder_kernels.info", env=environment)
+    short = "--short" in session.posargs
+    names = (SHORT_STEP if short else STEP) + ((SHORT_MODEL if short else MODEL) if row.careamics else [])
+    session.run(
+        *("pytest", "-n", "logical", "--dist", "worksteal", "--import-mode=append", "-p", "no:cacheprovider", "-q"),
+        *(f"tests/test_{name}.py" for name in names),
+        *(f"--deselect=tests/test_{test}" for test in NOT_WITH_TORCH_2_6 if row.torch.startswith("2.6.")),
+        *(["tests/versions/vae_module.py"] if row.careamics in ("0.1.0", "0.2.0") else []),
+        *(argument for argument in session.posargs if argument != "--short"),
+        env=environment,
+    )
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """`make dist`: an sdist and both wheels in out/dist, each wheel installed without the sources and tried."""
+    folder = ROOT / "out" / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    pins = ("-c", "constraints.txt")
+    session.install(*pins, "torch", "build", "twine", "setuptools", "wheel", "ninja")
+    session.run("python", "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder))
+    (sdist,) = folder.glob("*.tar.gz")
+    unpacked = Path(session.create_tmp()).resolve() / "sdist"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.unpack_archive(sdist, unpacked)
+    (sources,) = unpacked.iterdir()
+    for backend, kernels in (("torch", "0"), ("cpp", "1")):
+        session.chdir(sources)
+        command = ("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder / backend))
+        session.run(*command, env={"LADDER_KERNELS_BUILD_CPU": kernels})
+        (wheel,) = (folder / backend).glob("*.whl")
+        session.install("--no-deps", "--force-reinstall", str(wheel))
+        session.chdir(folder)  # away from the sources
+        session.run("python", str(ROOT / "tests" / "check_wheel.py"), str(wheel), backend)
+    session.run("twine", "check", "--strict", str(sdist), *map(str, folder.glob("*/*.whl")))
+
+
+def install(session: nox.Session, row: Row) -> None:
+    """torch with what it brings, then the pinned set as it is: careamics' own bounds would replace that torch."""
+    torches = [f"torch=={row.torch}"] + ([f"torchvision=={row.torchvision}"] if row.torchvision else [])
+    session.install(*torches)
+    if row.careamics is None:
+        session.install("numpy<2.4", "pytest", "pytest-xdist", "scipy", "setuptools>=77", "ninja")
+    else:
+        pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+        # typer, validators: imported by careamics 0.1 alone.
+        session.install("--no-deps", *(pin for pin in pinned if not pin.startswith(FREE)), "typer", "validators")
+        session.install("--no-deps", f"careamics=={row.careamics}")
+    session.install("--no-deps", f"triton=={row.triton}")
+
+
+def build(session: nox.Session) -> Path:
+    """The package with its CPU kernels, outside of the source tree, which has those of the pinned set."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "lib", ignore_errors=True)
+    command = ("python", "setup.py", "--quiet", "build", "--build-lib", folder / "lib", "--build-temp", folder / "temp")
+    session.run(*map(str, command), env={"LADDER_KERNELS_BUILD_CPU": "1"})
+    return folder / "lib"

@@ -1,0 +1,72 @@
+"""A patched LadderVAE on two processes, in DDP and in FSDP2: the gradients are the mean of those of the unwrapped."""
+
+import tempfile
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ladder_kernels import patch_model
+from tests.careamics_models import TINY, Setup
+from tests.test_data import run_rank
+
+WORLD = 2
+TINY_HDN = Setup("tiny", TINY)
+
+
+def build() -> nn.Module:
+    model = TINY_HDN.build()
+    patch_model(model, rng="torch")
+    return model
+
+
+def ddp(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def fsdp(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (*model.top_down_layers, *model.bottom_up_layers):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def backward(model: nn.Module, rank: int) -> float:
+    """Of the rank's own batch, with its own noise."""
+    (inputs, targets) = next(TINY_HDN.batches(seed=10 + rank))
+    torch.manual_seed(20 + rank)
+    loss = TINY_HDN.build_loss()(model(inputs), targets)["loss"]
+    loss.backward()
+    return loss.item()
+
+
+def train(rank: int, world: int, folder: str, results: dict[str, bool]) -> None:
+    for wrap in (ddp, fsdp):
+        compare(wrap, rank, world)
+        results[f"{wrap.__name__} {rank}"] = True
+
+
+def compare(wrap: Callable[[nn.Module], nn.Module], rank: int, world: int) -> None:
+    plain = build()
+    losses = [backward(plain, other) for other in range(world)]
+    model = wrap(build())
+    assert backward(model, rank) == pytest.approx(losses[rank], rel=1e-6)
+    for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        grad = parameter.grad
+        if grad is not None and hasattr(grad, "full_tensor"):
+            grad = grad.full_tensor()
+        assert (grad is None) == (expected.grad is None), name
+        if grad is not None:
+            torch.testing.assert_close(grad, expected.grad / world, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_the_mean_over_processes() -> None:
+    """Both wrappers in one test: the processes take longer to start than to train."""
+    with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(run_rank, (WORLD, train, folder, results), nprocs=WORLD)
+        assert sorted(results) == ["ddp 0", "ddp 1", "fsdp 0", "fsdp 1"]
