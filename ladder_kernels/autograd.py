@@ -31,16 +31,16 @@ class Route(NamedTuple):
         return makes_noise(self.backend)
 
 
-def route(q: Tensor, p: Tensor | None = None, source: Tensor | None = None) -> Route:
-    """The route of a call with these tensors; where one of them is yet to be drawn, it is like the others."""
+def route(q: Tensor, p: Tensor | None = None) -> Route:
+    """The route of a call with these parameters; what z comes from is like them, and may be yet to be drawn."""
     if torch.compiler.is_compiling():
         name = choose_while_tracing(q.device.type)
         # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
         return Route(name, plain=name == "torch" or _is_transformed() or torch.onnx.is_in_onnx_export())
-    backend = choose(q, p, source)
+    backend = choose(q, p, None)
     if _is_transformed() or torch._C._is_tracing():  # torch.jit.trace writes down ATen calls
         return Route(backend.NAME, plain=True)
-    are_plain = type(q) in _PLAIN and type(p) in _PLAIN and type(source) in _PLAIN
+    are_plain = type(q) in _PLAIN and type(p) in _PLAIN
     if not are_plain or torch._C._len_torch_dispatch_stack():  # make_fx, fake tensors
         return Route(backend.NAME, plain=backend is torch_backend)
     return Route(backend.NAME, backend)

@@ -94,7 +94,7 @@ def normal_sample_kl(
     _check_packed(q_params, "q_params")
     if p_params is not None:
         _check_prior(p_params, q_params)
-    way = route(q_params, p_params, latent if noise is None else noise)
+    way = route(q_params, p_params)
     draw, source = _source(q_params, way, noise=noise, latent=latent, seed=seed, mode=mode)
     window = None
     if vanilla_latent_hw is not None:
@@ -173,7 +173,7 @@ def _sampling(
 ) -> tuple[Route, Tensor, Tensor | None, Step]:
     """The arguments of a sample without a KL, checked, as `autograd` wants them."""
     _check_packed(params, "params")
-    way = route(params, None, latent if noise is None else noise)
+    way = route(params)
     draw, source = _source(params, way, noise=noise, latent=latent, seed=seed, mode=mode)
     step = Step(
         draw=draw,

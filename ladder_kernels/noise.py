@@ -23,13 +23,10 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not.
-
-    `dtype` is float32 or float64, what a step is computed in.
-    """
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_noise.default(shape, dtype == torch.float64, device)
-    return _draw_noise(shape, dtype == torch.float64, device)
+        return torch.ops.ladder_kernels.draw_noise.default(shape, _DTYPES.index(dtype), device)
+    return torch.randn(shape, dtype=dtype, device=device)
 
 
 def _is_compiled() -> bool:
@@ -43,14 +40,9 @@ def _draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def _draw_noise(shape: Sequence[int], double: bool, device: torch.device) -> Tensor:
-    return torch.randn(shape, dtype=_noise_dtype(double), device=device)
-
-
-def _noise_dtype(double: bool) -> torch.dtype:
-    # No dtype in the operator's schema: a package of AOTInductor writes it by one numbering and reads it by another,
-    # so that float32 comes back as float64 (torch 2.11).
-    return torch.float64 if double else torch.float32
+# By number in the operator's schema, not as a dtype: a package of AOTInductor writes those by one numbering and reads
+# them by another, so that float32 comes back as float64 (torch 2.11).
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -68,9 +60,9 @@ _define(
 )
 _define(
     "draw_noise",
-    "(SymInt[] shape, bool double, Device device) -> Tensor",
-    _draw_noise,
-    lambda shape, double, device: torch.empty(shape, dtype=_noise_dtype(double), device=device),
+    "(SymInt[] shape, int dtype, Device device) -> Tensor",
+    lambda shape, dtype, device: torch.randn(shape, dtype=_DTYPES[dtype], device=device),
+    lambda shape, dtype, device: torch.empty(shape, dtype=_DTYPES[dtype], device=device),
 )
 
 

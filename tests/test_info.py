@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ladder_kernels import info as module
-from ladder_kernels.autograd import default_is_philox
+from ladder_kernels.autograd import route
 from ladder_kernels.backends import select
 
 
@@ -48,7 +48,7 @@ def test_a_forced_backend_is_what_serves(environment: dict[str, str], said: str)
 
 def test_what_is_told_of_the_cpu_is_what_a_call_does() -> None:
     q = torch.zeros(1, 2, 3)
-    name, noise = select.choose(q, None, None).NAME, "philox" if default_is_philox(q, None) else "torch"
+    name, noise = select.choose(q, None, None).NAME, "philox" if route(q).makes_noise else "torch"
     assert module.defaults()["CPU tensors"] == f"{name}, {module.NOISES[noise]}"
 
 

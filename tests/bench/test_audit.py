@@ -109,7 +109,7 @@ def test_the_main_loop_of_amd_assembly_is_read():
 
 MANGLED = {
     "16backward_kernelINS0_7VectorsI13__nv_bfloat16EENS0_7HotPathILNS_2KLE2ELNS_8VarianceE1ELb0ELb1EEEEEv": (
-        ("backward analytic", "bfloat16", "naive, given noise, p"),
+        ("backward analytic", "bfloat16", "exp, given noise, p"),
         "100.0",
     ),
     "13sample_kernelINS0_7VectorsI6__halfEENS0_7HotPathILNS_2KLE0ELNS_8VarianceE0ELb1ELb0EEEEEvNS0_6SampleE": (
