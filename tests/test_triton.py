@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
+from ladder_kernels.backends.step import Step
 from ladder_kernels.backends.triton import formulas, philox, plan, settings
 from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
@@ -60,6 +61,12 @@ def test_two_launches_forward_and_one_backward(launches):
     launches.clear()
     normal_sample(q, seed=1)
     assert Counter(name for name, *_ in launches) == {"sample_kernel": 1}
+
+
+def test_every_device_has_launches_of_its_own():
+    look = settings.Look.of(packed((2, 3, 4, 4)))
+    first, second = (settings.sample(look, None, torch.device("cuda", index), Step("mode")) for index in range(2))
+    assert first.step is not second.step
 
 
 @pytest.mark.parametrize("layout", layouts())
