@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench train lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
+.PHONY: help demo test bench train mmse lint types audit hostcost wheels plots readme info cuda sanitize fresh clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
 # library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
@@ -50,7 +50,7 @@ audit: cuda  ## what the GPU kernels cost, read from their machine code; needs n
 	$(BIN)/python -m bench.audit $(ARGS)
 
 hostcost: $(INSTALLED)  ## microseconds a step costs the host, by layer; needs no GPU
-	$(BIN)/python -m bench.host_cost $(ARGS)
+	$(BIN)/python -m bench.audit.host_cost $(ARGS)
 
 cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_ARCH_LIST="9.0"; without it 8.0, 9.0, 10.0
 	LADDER_KERNELS_BUILD_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
@@ -77,18 +77,21 @@ fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty env
 	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
-	$(BIN)/python -m bench.plots $(ARGS)
+	$(BIN)/python -m bench.report.figures $(ARGS)
 
 readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--check compares, figures too
-	$(BIN)/python -m bench.readme $(ARGS)
+	$(BIN)/python -m bench.report.readme $(ARGS)
 
 train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
-	$(BIN)/python -m bench.train $(ARGS)
+	$(BIN)/python -m bench.training $(ARGS)
+
+mmse: $(INSTALLED)  ## mean and spread of many predictions of a micrograph, upstream's loop and ours; ARGS=--quick
+	$(BIN)/python -m bench.mmse $(ARGS)
 
 WHEEL_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 wheels: $(INSTALLED)  ## out/wheels: what a GPU machine without a network lacks beside torch (Python 3.12, x86-64)
 	rm -rf out/wheels
-	cut -d' ' -f2 bench/wheels.txt | xargs $(BIN)/python -m pip download --quiet --disable-pip-version-check \
+	cut -d' ' -f2 bench/gpu/wheels.txt | xargs $(BIN)/python -m pip download --quiet --disable-pip-version-check \
 	  --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(WHEEL_PLATFORMS:%=--platform %) \
 	  -c constraints.txt -d out/wheels
 	@du -sh out/wheels

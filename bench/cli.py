@@ -1,11 +1,13 @@
-"""What the command lines of `bench` share: one-line complaints, checked numbers and devices."""
+"""What the command lines of `bench` share: one-line complaints, checked numbers, devices and folders."""
 
 import argparse
-import platform
+import os
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,20 +41,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_name(found: torch.device) -> str:
-    """The device in words."""
-    if found.type == "cuda":
-        return torch.cuda.get_device_name(found)
-    if found.type == "cpu":
-        return f"{_cpu_model()}, {torch.get_num_threads()} threads"
-    return str(found)
+def check_patch(parser: Parser, patch: int, multiple: int, image_side: int) -> None:
+    """Ends the program unless upstream's model can train on such patches of the image."""
+    if patch % multiple:
+        parser.error(
+            f"argument --patch: must be a multiple of {multiple}, or upstream's block cannot train; got {patch}"
+        )
+    if patch > image_side:
+        parser.error(f"argument --patch: does not fit in the image, whose side is {image_side}; got {patch}")
 
 
-def _cpu_model() -> str:
-    """What Linux calls it, else the architecture."""
+def check_folder(parser: Parser, option: str, folder: Path) -> None:
+    """Makes the folder of the results, or ends the program: before the work, not after it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument {option}: cannot make the folder {folder}: {error.strerror}")
+    if not os.access(folder, os.W_OK):
+        parser.error(f"argument {option}: cannot write to the folder {folder}")

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, cli, gpu_timing, suite
-from bench.cases import GPU, Case
-from bench.results_file import ResultsFile, as_row
-from bench.run_info import default_path, environment
-from bench.suite import GRAPH, CaseRun, Result
+from bench import cli
+from bench.kernels import cases
+from bench.kernels.cases import GPU, Case
+from bench.kernels.run import EFFORT, GRAPH, QUICK_EFFORT, CaseRun, Row
+from bench.measure.run_info import default_path, environment
+from bench.measure.timing import Clock, synchronised_seconds
+from bench.report.results import COLUMNS, KERNELS, Table
+
+LAUNCH_BOUND = 1 << 20  # latents; from here on a kernel takes longer than to launch it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _exists(config: pytest.Config, case: Case, pass_name: str, mode: str, **_: str) -> bool:
-    graphs = _device(config).type == GPU and case.latents <= gpu_timing.LAUNCH_BOUND
+    graphs = _device(config).type == GPU and case.latents <= LAUNCH_BOUND
     return pass_name in case.passes and (mode != GRAPH or graphs)
 
 
@@ -53,8 +57,8 @@ def _device(config: pytest.Config) -> torch.device:
     return config.getoption("device") or cli.default_device()
 
 
-def _clock(device: torch.device) -> suite.Clock:
-    return gpu_timing.synchronised_seconds if device.type == GPU else time.perf_counter
+def _clock(device: torch.device) -> Clock:
+    return synchronised_seconds if device.type == GPU else time.perf_counter
 
 
 class Session:
@@ -62,17 +66,17 @@ class Session:
 
     def __init__(self, config: pytest.Config) -> None:
         device = _device(config)
-        path = config.getoption("results") or default_path(device, quick=config.getoption("quick"))
-        self.file = ResultsFile(path)
+        path = config.getoption("results") or default_path(device, KERNELS, quick=config.getoption("quick"))
+        self.table = Table(path, COLUMNS[KERNELS])
         self._environment = environment(device)
         self._written: set[tuple[str, ...]] = set()
 
-    def append_once(self, case: Case, result: Result) -> None:
+    def add_once(self, row: Row) -> None:
         """A provider that has no times says so in one row, whatever number of tests find it out."""
-        key = (case.name, result.provider, result.pass_name, result.mode)
+        key = tuple(row[name] for name in ("case", "provider", "pass", "mode"))
         if key not in self._written:
             self._written.add(key)
-            self.file.append([as_row(case, result, self._environment)])
+            self.table.add(row | self._environment)
 
 
 @pytest.fixture(scope="session")
@@ -80,12 +84,12 @@ def session(pytestconfig: pytest.Config) -> Iterator[Session]:
     session = Session(pytestconfig)
     yield session
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nwritten: {session.file.path}")
+        print(f"\nwritten: {session.table.path}")
 
 
 @pytest.fixture(scope="module")
 def case_run(case: Case, pytestconfig: pytest.Config) -> CaseRun:
     """The providers of a case, checked."""
     device = _device(pytestconfig)
-    effort = suite.QUICK_EFFORT if pytestconfig.getoption("quick") else suite.EFFORT
+    effort = QUICK_EFFORT if pytestconfig.getoption("quick") else EFFORT
     return CaseRun(case, device, effort, _clock(device))

@@ -4,6 +4,7 @@ from ladder_kernels.backends.select import use_backend
 from ladder_kernels.block import NormalStochasticBlock
 from ladder_kernels.functional import SampleKL, normal_sample, normal_sample_kl
 from ladder_kernels.patch import patch_model, unpatch_model
+from ladder_kernels.predict import predict_mmse
 from ladder_kernels.variance import VarianceMap
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "normal_sample",
     "normal_sample_kl",
     "patch_model",
+    "predict_mmse",
     "unpatch_model",
     "use_backend",
 ]

@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from bench.fake_gpu import TARGETS, install
+from bench.audit.fake_gpu import TARGETS, install
 from ladder_kernels.backends.step import Step, StepGrads, compute_dtype
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests.pairwise import Row, covering_rows

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.fake_gpu import TARGETS, FakeDriver, install
+from bench.audit.fake_gpu import TARGETS, FakeDriver, install
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.backends.triton import launcher, settings

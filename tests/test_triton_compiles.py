@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.fake_gpu import TARGETS
+from bench.audit.fake_gpu import TARGETS
 from tests.compile_triton import OPERATIONS, possible, rows
 from tests.pairwise import all_pairs, covering_rows, pairs
 

@@ -4,9 +4,10 @@ import importlib.util
 
 import pytest
 
-from bench import audit_cuda, audit_triton
-from bench.audit_table import Variant, faults, read_table
-from bench.sass import KernelCost, amd_cost, nvidia_costs
+from bench.audit import cuda as audit_cuda
+from bench.audit import triton as audit_triton
+from bench.audit.machine_code import KernelCost, amd_cost, nvidia_costs
+from bench.audit.table import Variant, faults, read_table
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ SASS = f"""
 
 def test_the_main_loop_of_sass_is_read(monkeypatch):
     outputs = {"nvdisasm": SASS, "cuobjdump": "Function kernel:\n  REG:40 STACK:16 SHARED:7 LOCAL:0"}
-    monkeypatch.setattr("bench.sass.run_tool", lambda name, *_: outputs[name])
+    monkeypatch.setattr("bench.audit.machine_code.run_tool", lambda name, *_: outputs[name])
     costs = nvidia_costs("a.cubin")
     assert list(costs) == ["kernel"]
     cost = costs["kernel"]
@@ -85,7 +86,7 @@ def test_the_main_loop_of_sass_is_read(monkeypatch):
 def test_an_access_that_lost_its_address_space_counts(monkeypatch):
     sass = SASS.replace("LDG.E R8", "LD.E R8").replace("STG.E.64", "ST.E.64")
     outputs = {"nvdisasm": sass, "cuobjdump": "Function kernel:\n  REG:40 STACK:16 SHARED:7 LOCAL:0"}
-    monkeypatch.setattr("bench.sass.run_tool", lambda name, *_: outputs[name])
+    monkeypatch.setattr("bench.audit.machine_code.run_tool", lambda name, *_: outputs[name])
     assert nvidia_costs("a.cubin")["kernel"].wide_share == 128 / 224
 
 
@@ -134,12 +135,6 @@ def test_a_cuda_kernel_is_known_by_its_name(monkeypatch, tmp_path, symbol, expec
     assert Variant(*[row[field] for field in Variant._fields]) == ("cuda", "sm_90", kernel, dtype, options)
     assert str(row["instructions_per_latent"]) == instructions
     assert row["compiler"] == "nvcc 13.0.88"
-
-
-def test_without_the_extension_the_command_that_builds_it_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match="run: make cuda"):
-        audit_cuda.extract_cubins(str(tmp_path))
 
 
 def test_an_extension_for_too_few_targets_is_refused(monkeypatch, tmp_path):

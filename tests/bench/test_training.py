@@ -1,6 +1,7 @@
-"""The end-to-end benchmark on tiny steps: its rows, its checks, its complaints, and what it measures with."""
+"""The end-to-end benchmark on tiny steps: its rows, its checks, and the steps that it times."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import plots, read_results, train, train_run, train_steps
-from bench.careamics_model import build_loss, build_model, build_unchecked_loss
-from bench.measure import count_calls
-from bench.peak_memory import peak_bytes
-from bench.train_steps import BF16_MIXED, FP16_MIXED, FP32, VARIANTS, Prediction, Training
+from bench.careamics import build_loss, build_model, build_unchecked_loss
+from bench.measure.launches import count_calls
+from bench.report.results import read
+from bench.training import __main__ as training
+from bench.training import run as measuring
+from bench.training import steps
+from bench.training.steps import BF16_MIXED, FP16_MIXED, FP32, VARIANTS, Prediction, Training, one_cycle
 from ladder_kernels import patch_model
 
 CPU = torch.device("cpu")
@@ -35,29 +38,20 @@ def row(path: Path, variant: str, kind: str = "train") -> dict:
     return found
 
 
-def run(results: Path, *options: str) -> int:
-    return train.main([*TINY, *options, "--results", str(results)])
-
-
-@pytest.fixture(scope="module")
-def clean_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("clean") / "here-2026-01-31-train.csv"
-    assert run(results) == 0
-    return results
+def run(results: Path) -> int:
+    return training.main([*TINY, "--results", str(results)])
 
 
 @pytest.fixture
 def training_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_run, "KINDS", {"train": Training})
+    """As little as shows what the group does with its variants."""
+    monkeypatch.setattr(measuring, "KINDS", {"train": Training})
+    monkeypatch.setattr(measuring, "CHECKED_STEPS", 1)
 
 
-def test_every_variant_has_a_row_for_training_and_for_prediction(clean_run: Path) -> None:
-    results = clean_run
-    assert results.read_text().splitlines()[0] == (
-        "variant,precision,pass,status,reason,batch,patch,median_ms,p20_ms,p80_ms,rounds,steps_per_s,peak_mib,"
-        "final_loss,device,threads,torch,triton,careamics,ladder_kernels,commit,date"
-    )
-    assert {(each["variant"], each["pass"]) for each in rows(results)} == {
+def test_every_variant_has_a_row_for_training_and_for_prediction(results: Path) -> None:
+    assert run(results) == 0
+    assert {(each["variant"], each["pass"]) for each in read(results).rows} == {
         (variant.name, kind) for variant in VARIANTS for kind in ("train", "predict")
     }
     for each in rows(results):
@@ -71,28 +65,9 @@ def test_every_variant_has_a_row_for_training_and_for_prediction(clean_run: Path
             assert each["status"] == "skipped"
             assert each["reason"]
             assert each["median_ms"] == ""
-    assert float(row(results, "patched")["peak_mib"]) < float(row(results, "upstream")["peak_mib"])
-
-
-def test_the_figures_can_be_drawn_from_it(clean_run: Path) -> None:
-    found = read_results.read(clean_run)
-    assert len(found.rows) == 2 * len(VARIANTS)
-    assert {path.name for path in plots.figures(found)} == {
-        "here-2026-01-31-train-time.svg",
-        "here-2026-01-31-train-losses.svg",
-    }
-
-
-def test_the_losses_are_those_of_every_step_and_equal(clean_run: Path) -> None:
-    results = clean_run
-    curves = {name: [] for name in TIMED}
-    for each in rows(read_results.losses_path(results)):
-        assert each["precision"] == FP32
-        curves[each["variant"]].append(float(each["loss"]))
-        assert int(each["step"]) == len(curves[each["variant"]])
-    assert [len(curve) for curve in curves.values()] == [train_run.CHECKED_STEPS + 2] * 3
-    assert curves["patched"] == pytest.approx(curves["upstream"], rel=1e-3)
-    assert float(row(results, "patched")["final_loss"]) == pytest.approx(curves["patched"][-1], rel=1e-5)
+    ours, upstream = row(results, "patched"), row(results, "upstream")
+    assert float(ours["peak_mib"]) < float(upstream["peak_mib"])
+    assert float(ours["final_loss"]) == pytest.approx(float(upstream["final_loss"]), rel=1e-3)
     assert row(results, "patched", "predict")["final_loss"] == ""
 
 
@@ -104,7 +79,7 @@ def test_a_variant_that_computes_something_else_is_wrong_and_has_no_time(
             for parameter in model.parameters():
                 parameter.mul_(1.02)
 
-    monkeypatch.setattr(train_steps, "patch_model", spoil)
+    monkeypatch.setattr(steps, "patch_model", spoil)
     assert run(results) == 0
     for kind in ("train", "predict"):
         assert row(results, "patched", kind)["status"] == "wrong"
@@ -115,22 +90,25 @@ def test_a_variant_that_computes_something_else_is_wrong_and_has_no_time(
 
 @pytest.mark.usefixtures("training_only")
 def test_noise_of_its_own_is_wrong_where_it_should_be_upstreams(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_steps, "patch_model", lambda model, rng: patch_model(model, rng="philox"))
+    monkeypatch.setattr(steps, "patch_model", lambda model, rng: patch_model(model, rng="philox"))
     run(results)
     assert row(results, "patched")["status"] == "wrong"
 
 
 @pytest.mark.usefixtures("training_only")
-@pytest.mark.parametrize("step", [0, 4], ids=["at once", "in its turn"])
+@pytest.mark.parametrize("step", [0, 2], ids=["at once", "in its turn"])
 def test_a_variant_that_raises_fails_alone(results: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    timed = train_run._timed
+    def raising(*_):
+        raise RuntimeError("out of luck\nand of more")
 
-    def raising(runner, count, patches):
-        if runner.variant.patched and count == step:
-            raise RuntimeError("out of luck\nand of more")
-        return timed(runner, count, patches)
+    prepare = measuring.Runner.prepare
 
-    monkeypatch.setattr(train_run, "_timed", raising)
+    def planting(runner, given):
+        prepare(runner, given)
+        if runner.variant.patched and given[0] == step:
+            runner.step = raising
+
+    monkeypatch.setattr(measuring.Runner, "prepare", planting)
     assert run(results) == 0
     assert row(results, "patched")["status"] == "failed"
     assert row(results, "patched")["reason"].endswith("RuntimeError: out of luck")
@@ -140,87 +118,73 @@ def test_a_variant_that_raises_fails_alone(results: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("training_only")
 def test_without_upstream_nothing_is_taken_for_right(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = train_steps.build_step
+    build = measuring.build
 
     def broken(kind, variant, *arguments):
         if not variant.patched:
             raise RuntimeError("no upstream")
         return build(kind, variant, *arguments)
 
-    monkeypatch.setattr(train_run, "build_step", broken)
+    monkeypatch.setattr(measuring, "build", broken)
     run(results)
     assert {each["status"] for each in rows(results)} == {"failed", "skipped"}
 
 
 @pytest.mark.usefixtures("training_only")
-def test_an_interruption_keeps_the_rounds_there_were(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    timed = train_run._timed
+def test_an_interruption_keeps_the_rounds_there_were(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = measuring.Runner.prepare
 
-    def interrupted(runner, count, patches):
-        if count == train_run.CHECKED_STEPS + 1:
+    def interrupted(runner, given):
+        if given[0] == measuring.CHECKED_STEPS + 1:
             raise KeyboardInterrupt
-        return timed(runner, count, patches)
+        prepare(runner, given)
 
-    monkeypatch.setattr(train_run, "_timed", interrupted)
+    monkeypatch.setattr(measuring.Runner, "prepare", interrupted)
     assert run(results) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; what there is lies in {results}"
     assert [each["rounds"] for each in rows(results) if each["status"] == "ok"] == ["1"] * 3
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--patch", "48"], "argument --patch: must be a multiple of 32"),
-        (["--patch", "544"], "argument --patch: does not fit in the image, whose side is 512; got 544"),
-        (["--rounds", "0"], "argument --rounds: must be a whole number of at least 1, got '0'"),
-        (["--batch", "two"], "argument --batch: must be a whole number of at least 1, got 'two'"),
-        (["--precision", "half"], "argument --precision: invalid choice: 'half'"),
-        (["--device", "cuda:99"], "argument --device: cannot compute on 'cuda:99': "),
-        (["--results", f"{__file__}/x.csv"], "argument --results: cannot make the folder"),
-        (["--results", "somewhere"], "argument --results: must be a .csv file, got somewhere"),
-        (["--speed", "high"], "unrecognized arguments: --speed high"),
-    ],
-)
-def test_a_bad_value_is_one_line(options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        train.main(options)
-    assert exit_info.value.code == 2
-    complained = capsys.readouterr().err
-    assert complaint in complained
-    assert complained.count("\n") == 1
-
-
 def test_what_cannot_run_is_skipped_with_a_reason() -> None:
-    gpu = torch.device("cuda")
-    captured = VARIANTS[-1]
+    gpu, captured = torch.device("cuda"), VARIANTS[-1]
     for variant in VARIANTS:
-        assert train_steps.reason_to_skip(variant, FP16_MIXED, CPU, train=True)
-        assert bool(train_steps.reason_to_skip(variant, FP32, CPU, train=True)) == variant.captured
-        assert bool(train_steps.reason_to_skip(variant, FP16_MIXED, gpu, train=True)) == variant.captured
-    assert train_steps.reason_to_skip(captured, FP16_MIXED, gpu, train=False) is None
-    assert train_steps.reason_to_skip(captured, BF16_MIXED, gpu, train=True) is None
+        assert steps.reason_to_skip(variant, FP16_MIXED, CPU, train=True)
+        assert bool(steps.reason_to_skip(variant, FP32, CPU, train=True)) == variant.captured
+        assert bool(steps.reason_to_skip(variant, FP16_MIXED, gpu, train=True)) == variant.captured
+    assert steps.reason_to_skip(captured, FP16_MIXED, gpu, train=False) is None
+    assert steps.reason_to_skip(captured, BF16_MIXED, gpu, train=True) is None
 
 
 def test_mixed_precision_reaches_the_model() -> None:
-    step = Training(VARIANTS[3], BF16_MIXED, 32, CPU)
-    seen = set()
-    for module in step.model.modules():
+    model, seen = build_model(32), set()
+    for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    step(torch.randn(1, 1, 32, 32))
+    Training(model, precision=BF16_MIXED)(torch.randn(1, 1, 32, 32))
     assert seen == {torch.bfloat16}
 
 
 def test_a_training_step_changes_the_weights_and_a_prediction_does_not() -> None:
     patches = torch.randn(1, 1, 32, 32)
     for kind, changes in ((Training, True), (Prediction, False)):
-        step = kind(VARIANTS[0], FP32, 32, CPU)
+        step = kind(build_model(32), steps.UPSTREAM, FP32)
         before = [parameter.detach().clone() for parameter in step.model.parameters()]
         assert step(patches).shape == ()
         after = step.model.parameters()
         assert any(not torch.equal(new, old) for new, old in zip(after, before, strict=True)) == changes
+
+
+def test_the_learning_rate_rises_and_falls_where_the_length_is_known() -> None:
+    factors = [one_cycle(step, 100) for step in range(100)]
+    assert max(factors) == factors[9] == 1
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 1e-3
+    assert one_cycle(0, 1) == one_cycle(1, 1) == 1
+    step, rates = Training(build_model(32), steps=20), []
+    for _ in range(3):
+        step(torch.randn(1, 1, 32, 32))
+        rates.append(step.optimizer.param_groups[0]["lr"])
+    assert rates == [steps.PEAK_LEARNING_RATE * one_cycle(count, 20) for count in range(3)]
 
 
 def test_the_unchecked_loss_is_hdn_loss() -> None:
@@ -252,29 +216,19 @@ def test_float32_noise_is_that_of_float32() -> None:
         torch.manual_seed(0)
         return torch.distributions.Normal(torch.zeros(64, dtype=dtype), 1.0).rsample()
 
-    with train_steps.float32_noise():
+    with measuring.float32_noise():
         assert torch.equal(draw(torch.bfloat16), draw(torch.float32).to(torch.bfloat16))
     assert not torch.equal(draw(torch.bfloat16), draw(torch.float32).to(torch.bfloat16))
 
 
-def test_peak_bytes_is_the_most_at_once() -> None:
-    mebibyte = 2**20 // 4
-
-    def allocate():
-        kept = torch.zeros(mebibyte)
-        torch.zeros(2 * mebibyte)
-        return kept + torch.zeros(mebibyte)
-
-    assert peak_bytes(allocate, CPU) == 3 * 2**20
-    assert peak_bytes(lambda: None, CPU) == 0
-
-
+# One kind, two variants, a step of each to be checked and one to be timed: it is about what can be imported.
 PARTS = """
 import sys
 for name in ("pytorch_lightning", "zarr", "skimage", "scipy", "pandas", "matplotlib", "tqdm"):
     sys.modules[name] = None
-from bench import train
-code = train.main({options!r})
+from bench.training import __main__, run, steps
+run.KINDS, run.VARIANTS, run.CHECKED_STEPS = {{"train": steps.Training}}, (steps.UPSTREAM, steps.VARIANTS[3]), 1
+code = __main__.main({options!r})
 assert not any(name.startswith("careamics.careamist") for name in sys.modules)
 sys.exit(code)
 """
@@ -283,7 +237,9 @@ sys.exit(code)
 def test_it_runs_with_the_model_s_own_dependencies_alone(results: Path) -> None:
     options = [*TINY, "--rounds", "1", "--results", str(results)]
     command = [sys.executable, "-c", PARTS.format(options=options)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in conftest.py: threads only wait for each other
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "scikit-image is not installed" in done.stdout
     assert row(results, "patched")["status"] == "ok"

@@ -1,0 +1,1 @@
+"""What the GPU kernels cost, found out without a GPU: `make audit`, `make hostcost`."""

@@ -1,0 +1,73 @@
+"""The audit's rows about CUDA C++: every kernel in the built extension, for every architecture."""
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.audit.machine_code import KernelCost, nvidia_costs, run_tool
+from bench.audit.table import VALUES, Variant, row
+
+TARGETS = {"sm_80", "sm_90", "sm_100"}
+# csrc/cuda/plan.h, vector_width: the elements of a thread in one turn of the loop.
+WIDTH = 8
+# In mangled names. Kernels that move single elements look every dtype up as they run.
+DTYPES = {
+    "VectorsIf": "float32",
+    "VectorsI6__half": "float16",
+    "VectorsI13__nv_bfloat16": "bfloat16",
+    "SinglesIf": "any, in float32",
+    "SinglesId": "any, in float64",
+    "sums_kernelIf": "float32",
+    "sums_kernelId": "float64",
+}
+# Of all values moved per latent, those of p and of its gradient.
+VALUES_OF_P = {"forward": 2, "backward": 4, "sample": 0}
+
+
+def extract_cubins(folder: str) -> list[str]:
+    """Takes the extension's files of machine code out into `folder`; exits unless there are some for every target."""
+    spec = importlib.util.find_spec("ladder_kernels._CUDA")
+    if spec is None or spec.origin is None:
+        sys.exit("the CUDA kernels are not built; run: make cuda")
+    run_tool("cuobjdump", "-xelf", "all", os.path.abspath(spec.origin), folder=folder)
+    cubins = sorted(map(str, Path(folder).glob("*.cubin")))
+    missing = TARGETS - set(map(_target, cubins))
+    if missing:
+        sys.exit(f"the CUDA kernels are not built for {', '.join(sorted(missing))}; run: make cuda")
+    return cubins
+
+
+def audit(cubin: str) -> list[dict[str, Any]]:
+    """The rows of one file."""
+    version = re.search(rb"release [\d.]+, V([\d.]+)", Path(cubin).read_bytes())
+    compiler = f"nvcc {version.group(1).decode()}" if version else "nvcc"
+    return [_row(_target(cubin), symbol, cost, compiler) for symbol, cost in nvidia_costs(cubin).items()]
+
+
+def _target(cubin: str) -> str:
+    return re.findall(r"sm_\d+", os.path.basename(cubin))[-1]
+
+
+def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str, Any]:
+    found = re.search(r"\d(backward_shared|forward|backward|sample|sums)_kernel", symbol)
+    dtype = re.search("|".join(DTYPES), symbol)
+    if found is None or dtype is None:
+        raise ValueError(f"unknown kernel {symbol}")
+    direction = found.group(1)
+    path = re.search(r"HotPathILNS_2KLE(\d)ELNS_8VarianceE(\d)ELb(\d)ELb(\d)E", symbol)
+    if path is None:
+        kernel = direction.replace("backward_shared", "backward, one p")
+        return row(Variant("cuda", target, kernel, DTYPES[dtype.group()], ""), cost, None, 0, compiler)
+    kl, variance, philox, p = map(int, path.groups())
+    options = [("stable", "naive")[variance], "philox" if philox else "given noise"]
+    if direction != "sample":
+        options.append("p" if p else "no p")
+    # A sample never has a KL; a forward pass without one is a block's prediction.
+    kernel = direction if direction == "sample" else f"{direction} {('none', 'mc', 'analytic')[kl]}"
+    size = 4 if DTYPES[dtype.group()] == "float32" else 2
+    moved = (VALUES[direction] - (not p) * VALUES_OF_P[direction]) * size + (0 if philox else 4)
+    variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))
+    return row(variant, cost, WIDTH, moved, compiler)

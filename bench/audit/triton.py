@@ -1,0 +1,82 @@
+"""The audit's rows about Triton: every variant that the block-size table can choose, compiled for four targets."""
+
+import itertools
+import tempfile
+from typing import Any, Literal
+
+from bench.audit.fake_gpu import TARGETS, compiled_launches, install
+from bench.audit.machine_code import amd_cost, nvidia_costs
+from bench.audit.table import VALUES, Variant, row
+from ladder_kernels.variance import VarianceMap
+
+# A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
+LATENT = (32, 128, 64, 64)
+DTYPES = ("float32", "bfloat16", "float16")
+LAYOUTS = ("nchw", "channels_last")
+# "forward none" is prediction's one pass.
+KERNELS = ("forward mc", "forward analytic", "forward none", "backward mc", "backward analytic", "sample")
+KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
+    "mc": "monte_carlo",
+    "analytic": "analytic",
+    "none": "none",
+}
+
+
+def variants() -> list[Variant]:
+    found = []
+    for target, kernel, dtype, layout in itertools.product(TARGETS, KERNELS, DTYPES, LAYOUTS):
+        prior = "no p" if kernel == "forward none" else "p"
+        found.append(Variant("triton", target, kernel, dtype, f"stable, philox, {prior}, {layout}"))
+    return found
+
+
+def audit(variant: Variant) -> dict[str, Any]:
+    """Compiles one variant and returns its row of the table."""
+    import triton
+
+    install(variant.target)
+    # The first launch: after forward's comes that of its reduction.
+    compiled, constants = compiled_launches(lambda: _call(variant))[0]
+    shared = compiled.metadata.shared
+    if variant.target.startswith("gfx"):
+        cost = amd_cost(compiled.asm["amdgcn"], shared)
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            (cost,) = nvidia_costs(file.name).values()
+        # Given at launch, so that the file does not know it.
+        cost = cost._replace(shared=shared)
+    threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
+    latents = constants["BLOCK_ROWS"] * constants["BLOCK_COLUMNS"] / threads
+    size = 4 if variant.dtype == "float32" else 2
+    direction, _, kl = variant.kernel.partition(" ")
+    values = VALUES["sample" if kl == "none" else direction]
+    return row(variant, cost, latents, values * size, f"triton {triton.__version__}")
+
+
+def _call(variant: Variant) -> None:
+    """The backend is asked for what the variant names, on tensors without memory."""
+    import torch
+
+    from ladder_kernels.backends import triton as backend
+    from ladder_kernels.backends.step import Step, StepGrads
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        layout = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+    channels_last = variant.options.endswith("channels_last")
+    dtype = getattr(torch, variant.dtype)
+    batch, channels, *space = LATENT
+    q, p = (empty(batch, 2 * channels, *space, dtype=dtype) for _ in range(2))
+    seed = empty(dtype=torch.int64)
+    direction, _, kl = variant.kernel.partition(" ")
+    step = Step("seed", KL[kl or "none"], variance=VarianceMap(raw_max=20.0), channels_last=channels_last)
+    if direction == "sample":
+        backend.sample(q, seed, step)
+    elif direction == "forward":
+        backend.forward(q, None if kl == "none" else p, seed, step)
+    else:
+        grads = StepGrads(z=empty(*LATENT, dtype=dtype), kl_samplewise=empty(batch, dtype=torch.float32))
+        backend.backward(q, p, seed, step, grads, (True, True, False))

@@ -1,0 +1,162 @@
+"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps.
+
+Importable even where CAREamics as a whole is not: `import careamics` brings readers, plotting and trainers, and a
+hundred megabytes of packages with them. The model needs none of that, so on a machine that lacks some of it the
+packages' own `__init__` are left out; the modules that define the model and its loss are the installed ones either way.
+"""
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_PACKAGES = ("careamics", "careamics.config", "careamics.models")
+
+
+def _import_without_init() -> None:
+    """Put packages into sys.modules that know where their modules are, and nothing else."""
+    spec = importlib.util.find_spec("careamics")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("CAREamics is not installed; run: pip install careamics", name="careamics")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "careamics"]:
+        del sys.modules[name]
+    for name in _PACKAGES:
+        package = ModuleType(name)
+        package.__path__ = ["/".join((folder, *name.split(".")[1:])) for folder in spec.submodule_search_locations]
+        sys.modules[name] = package
+
+
+try:
+    importlib.import_module("careamics")
+except Exception:  # not only ImportError: a package may be there in a version that its import cannot bear
+    _import_without_init()
+
+LVAEConfig = importlib.import_module("careamics.config.architectures.lvae_config").LVAEConfig
+NormalStochasticBlock = importlib.import_module("careamics.models.lvae.stochastic").NormalStochasticBlock
+LadderVAE = importlib.import_module("careamics.models.lvae.lvae").LadderVAE
+GaussianLikelihood = importlib.import_module("careamics.models.lvae.likelihoods").GaussianLikelihood
+LVAELossConfig = importlib.import_module("careamics.config.losses.loss_config").LVAELossConfig
+losses = importlib.import_module("careamics.losses.lvae.lvae_losses")
+
+ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
+LEVELS = len(ARCHITECTURE["z_dims"])
+# Every level halves the patch, and upstream's block crops an odd latent, which no longer fits its encoder.
+PATCH_MULTIPLE = 2 ** (LEVELS + 1)
+MARGIN = PATCH_MULTIPLE // 2
+LOGVAR_LOWERBOUND = -5.0  # LadderVAE's own, which it leaves to the likelihood
+
+Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor] | None]
+
+
+def build_model(patch: int, *, analytical_kl: bool = False, seed: int = 0) -> nn.Module:
+    """A LadderVAE for square patches; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return LadderVAE(**ARCHITECTURE | {"input_shape": (patch, patch), "analytical_kl": analytical_kl})
+
+
+def build_loss(kl_weight: float = 1.0) -> Loss:
+    """CAREamics' HDN loss with a Gaussian likelihood, as `loss(model's outputs, targets)`; None where it is NaN."""
+    likelihood, config = _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
+    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, likelihood, None)
+
+
+def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
+    """The same number without `hdn_loss`'s tests for NaN, for which the host waits: a CUDA graph cannot hold those."""
+    likelihood = _likelihood()
+
+    def loss(outputs: tuple[Tensor, dict[str, Any]], targets: Tensor) -> dict[str, Tensor]:
+        prediction, data = outputs
+        kl = losses.get_kl_divergence_loss(
+            kl_type="kl",
+            topdown_data=data,
+            rescaling="image_dim",
+            aggregation="sum",
+            free_bits_coeff=1.0,
+            img_shape=targets.shape[2:],
+        )
+        return {"loss": losses.get_reconstruction_loss(prediction, targets, likelihood) + kl_weight * kl}
+
+    return loss
+
+
+def _likelihood() -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):  # the constructor prints its arguments
+        return GaussianLikelihood(ARCHITECTURE["predict_logvar"], LOGVAR_LOWERBOUND)
+
+
+def bottom_block(model: Any) -> nn.Module:
+    """The stochastic block of the level with the largest latent."""
+    return model.top_down_layers[0].stochastic
+
+
+def bare_block(channels: int, dims: int, vanilla_latent_hw: int) -> nn.Module:
+    """Upstream's stochastic block without its convolutions: its inputs are the packed parameters (B, 2C, *S)."""
+    # Built with as little as possible, and replaced: the convolutions cost the same whoever samples.
+    block: Any = NormalStochasticBlock(1, channels, 1, dims, kernel=1, vanilla_latent_hw=vanilla_latent_hw)
+    block.conv_in_p = block.conv_in_q = block.conv_out = nn.Identity()
+    return block
+
+
+def mmse_loop(model: Any, tiles: Tensor, *, samples: int) -> tuple[Tensor, Tensor]:
+    """CAREamics' own mean and standard deviation (B, 1, H, W) of so many predictions of tiles (B, 1, H, W)."""
+    # Here, because it needs all of CAREamics.
+    prediction = importlib.import_module("careamics.lightning.prediction.lvae.lvae_prediction")
+    (mean,), (std,), _ = prediction.lvae_predict_mmse_tiled_batch(model, _likelihood(), (tiles,), samples)
+    return mean, std
+
+
+@torch.no_grad()
+def predict(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> Tensor:
+    """The mean of several predictions (H, W) for a normalised image (H, W): the MMSE estimate.
+
+    The sides of the image are multiples of `PATCH_MULTIPLE`.
+    """
+    wide = _reflected(image)
+    model = copy.deepcopy(model).eval()
+    model.reset_for_inference(tuple(wide.shape[-2:]))
+    torch.manual_seed(seed)
+    return _trimmed(torch.stack([model(wide)[0][0, 0] for _ in range(samples)]).mean(0), image)
+
+
+@torch.no_grad()
+def kl_maps(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> list[Tensor]:
+    """The KL per latent position in nats, in closed form, one map per level, bottom to top; mean of several samples.
+
+    `image` (H, W) is normalised, its sides are multiples of `PATCH_MULTIPLE`.
+    """
+    wide = _reflected(image)
+    model = copy.deepcopy(model).eval()
+    model.mode_pred = False
+    for layer in model.top_down_layers:
+        layer.analytical_kl = True  # a map of one-sample estimates shows little but their noise
+    _repeat_top_prior(model.top_down_layers[-1], [size // 2**LEVELS for size in wide.shape[-2:]])
+    torch.manual_seed(seed)
+    draws = [model(wide)[1]["kl_spatial"] for _ in range(samples)]
+    return [_trimmed(torch.cat(level).mean(0), image) for level in zip(*draws, strict=True)]
+
+
+def _repeat_top_prior(layer: Any, sizes: Sequence[int]) -> None:
+    """Tile the learned prior, which has the training patch's size, over a latent of other spatial sizes."""
+    prior = layer.top_prior_params
+    repeats = [-(-size // have) for size, have in zip(sizes, prior.shape[-2:], strict=True)]
+    layer.top_prior_params = nn.Parameter(prior.repeat(1, 1, *repeats)[..., : sizes[0], : sizes[1]])
+
+
+def _reflected(image: Tensor) -> Tensor:
+    """An image (H, W) as a batch (1, 1, H + 2 * MARGIN, W + 2 * MARGIN), so that its edges see no zero padding."""
+    return F.pad(image[None, None], (MARGIN,) * 4, mode="reflect")
+
+
+def _trimmed(wide: Tensor, image: Tensor) -> Tensor:
+    """The part of a result (h, w) for `_reflected(image)`, at any level's resolution, that belongs to the image."""
+    margin = MARGIN * wide.shape[0] // (image.shape[0] + 2 * MARGIN)
+    return wide[margin:-margin, margin:-margin]

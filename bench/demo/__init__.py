@@ -1,0 +1,1 @@
+"""One training of each, side by side on a page: `make demo`."""

@@ -1,0 +1,174 @@
+"""The demo's measurements: the same model trained with either block, its blocks measured, a micrograph denoised."""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench import careamics
+from bench.demo.block import BlockCost, BlockRun, block_costs
+from bench.measure.run_info import device_name
+from bench.measure.timing import quantile, take_turns
+from bench.training import micrograph
+from bench.training.steps import KL_WEIGHT, PEAK_LEARNING_RATE, Training
+from ladder_kernels import info, patch_model
+from ladder_kernels.backends import select
+
+UPSTREAM, OURS = "upstream", "ladder_kernels"
+NAMES = (UPSTREAM, OURS)
+# Upstream's model once more, its weights off by a rounding error: how far rounding alone drives a training apart.
+CONTROL = "control"
+
+SEED = 0
+# The first steps allocate memory and choose kernels: their times do not count.
+WARM_UP_STEPS = 5
+SHOWN_SIDE = 192
+PREDICTIONS = 16
+KL_SAMPLES = 8
+BLOCK_ROUNDS = 30
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+
+
+@dataclass
+class Findings:
+    """Settings and measurements, of upstream's model, of ours and of the control by name."""
+
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    losses: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*NAMES, CONTROL)})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*NAMES, CONTROL)})
+    block_latent: tuple[int, ...] = ()
+    block: dict[str, BlockCost] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    psnr: dict[str, float] = field(default_factory=dict)
+    kl_maps: list[Tensor] = field(default_factory=list)
+
+    def step_seconds(self) -> dict[str, float]:
+        """The median time of a step after the warm-up, or of all where there are no more."""
+        return {name: quantile(self.seconds[name][WARM_UP_STEPS:] or self.seconds[name], 0.5) for name in NAMES}
+
+    def differences(self) -> dict[str, list[float]]:
+        """How far our loss and the control's are from upstream's at every step, relative to upstream's."""
+        return {
+            name: [abs(x - y) / abs(y) for x, y in zip(self.losses[name], self.losses[UPSTREAM], strict=True)]
+            for name in (OURS, CONTROL)
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """All figures as plain values."""
+        return {
+            **self.environment,
+            "settings": self.settings,
+            "median_step_seconds": self.step_seconds(),
+            "block_latent": self.block_latent,
+            "block": {name: cost._asdict() for name, cost in self.block.items()},
+            "psnr_db": self.psnr,
+            "relative_loss_differences": self.differences(),
+            "losses": self.losses,
+            "step_seconds": self.seconds,
+        }
+
+
+def run(settings: dict[str, Any], image: micrograph.Micrograph, device: torch.device) -> Findings:
+    """Train the models, measure their blocks, denoise with both. `settings`: steps, batch, patch, analytical_kl.
+
+    Raises DivergedError where a loss is NaN.
+    """
+    if device.type == "cuda":
+        # Else cuDNN may sum in another order every time, and no two runs of one model agree.
+        torch.backends.cudnn.deterministic = True
+    findings = Findings(settings | _training_settings(), _environment(device))
+    models = build_models(settings["patch"], settings["analytical_kl"], device)
+    _train(findings, models, image, device)
+    print("measuring one stochastic block of each ...", flush=True)
+    _measure_blocks(findings, models, device)
+    print(f"denoising: mean of {PREDICTIONS} predictions of each ...", flush=True)
+    _denoise(findings, models, image, device)
+    return findings
+
+
+def _training_settings() -> dict[str, Any]:
+    return {
+        "data": micrograph.NAME,
+        "noise_std": micrograph.NOISE_STD,
+        "architecture": careamics.ARCHITECTURE,
+        "peak_learning_rate": PEAK_LEARNING_RATE,
+        "kl_weight": KL_WEIGHT,
+        "seed": SEED,
+        "predictions": PREDICTIONS,
+    }
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    q, noise = torch.zeros(1, 2, 1, 1, device=device), torch.zeros(1, 1, 1, 1, device=device)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "backend": select.choose(q, q, noise).__name__.rpartition(".")[2],
+        "versions": info.collect()["versions"],
+    }
+
+
+def build_models(patch: int, analytical_kl: bool, device: torch.device) -> dict[str, nn.Module]:
+    """The same model with upstream's blocks, with ours, and with upstream's and a rounding error in every weight."""
+    models = {
+        name: careamics.build_model(patch, analytical_kl=analytical_kl, seed=SEED).to(device)
+        for name in (*NAMES, CONTROL)
+    }
+    with torch.no_grad():
+        for parameter in models[CONTROL].parameters():
+            parameter.mul_(1 + torch.finfo(parameter.dtype).eps)
+    # On a GPU ours makes its own noise by default; with torch's both models draw the same.
+    print(f"patch_model: {patch_model(models[OURS], rng='torch')}", flush=True)
+    return models
+
+
+def _train(
+    findings: Findings, models: dict[str, nn.Module], image: micrograph.Micrograph, device: torch.device
+) -> None:
+    """Train the models on the same batches with the same random numbers, in turns."""
+    steps, batch, patch = (findings.settings[name] for name in ("steps", "batch", "patch"))
+    normalised, generator = image.normalised(), torch.Generator().manual_seed(SEED)
+    rounds = (micrograph.random_patches(normalised, patch, batch, generator).to(device) for _ in range(steps))
+
+    def prepare(name: str, _: Tensor) -> None:
+        torch.manual_seed(SEED + len(findings.losses[name]))
+
+    # Without a terminal there is nobody to watch a bar.
+    with tqdm(total=steps, bar_format=BAR, disable=None) as bar:
+        for turn in take_turns({name: Training(models[name], steps=steps) for name in models}, rounds, device, prepare):
+            findings.losses[turn.name].append(turn.result.item())
+            findings.seconds[turn.name].append(turn.seconds)
+            bar.set_postfix_str(f"{turn.name} {1e3 * turn.seconds:.0f} ms", refresh=False)
+            bar.update(turn.name == CONTROL)
+
+
+def _measure_blocks(findings: Findings, models: dict[str, nn.Module], device: torch.device) -> None:
+    """The cost of the block with the largest latent, upstream's and ours."""
+    batch, patch, analytical_kl = (findings.settings[name] for name in ("batch", "patch", "analytical_kl"))
+    runs = {
+        name: BlockRun(careamics.bottom_block(models[name]), batch, patch // 2, analytical_kl=analytical_kl)
+        for name in NAMES
+    }
+    findings.block_latent = (batch, careamics.ARCHITECTURE["z_dims"][0], patch // 2, patch // 2)
+    findings.block = block_costs(runs, device, rounds=BLOCK_ROUNDS)
+
+
+def _denoise(
+    findings: Findings, models: dict[str, nn.Module], image: micrograph.Micrograph, device: torch.device
+) -> None:
+    """Both models' estimates of a part of the image, and where ours finds information."""
+    patch = findings.settings["patch"]
+    shown = image.shown(max(patch, SHOWN_SIDE // patch * patch))
+    images = findings.images
+    images |= {"noisy": image.noisy[shown], "clean": image.clean[shown]}
+    normalised = image.normalised()[shown].to(device)
+    maps = careamics.kl_maps(models[OURS], normalised, samples=KL_SAMPLES, seed=SEED)
+    findings.kl_maps = [level.cpu() for level in maps]
+    for name in NAMES:
+        denoised = careamics.predict(models[name], normalised, samples=PREDICTIONS, seed=SEED)
+        images[name] = image.restored(denoised.cpu())
+    findings.psnr = {name: micrograph.psnr(images[name], images["clean"]) for name in ("noisy", *NAMES)}

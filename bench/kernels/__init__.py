@@ -1,0 +1,1 @@
+"""The stochastic step of every provider on every case, checked and timed: `make bench`."""

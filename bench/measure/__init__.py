@@ -1,0 +1,1 @@
+"""How time, memory and launches are measured, and on what machine."""

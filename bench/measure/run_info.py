@@ -1,0 +1,76 @@
+"""What identifies a run of a benchmark: the machine, the versions, the commit and the day; and where results lie."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.report.results import RESULTS
+from ladder_kernels import info
+
+QUICK_RESULTS = Path("out") / "bench"  # not for keeping
+
+
+def default_path(device: torch.device, kind: str, *, quick: bool) -> Path:
+    """<machine>-<date><kind>.csv, where results are kept, or where a quick look is not."""
+    return (QUICK_RESULTS if quick else RESULTS) / f"{machine(device)}-{_today()}{kind}.csv"
+
+
+def machine(device: torch.device) -> str:
+    """A short name for a file: `h200`, or `x86-2cores`."""
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{platform.machine().removesuffix('_64').lower()}-{cores}cores"
+    name = torch.cuda.get_device_name(device).lower()
+    words = [word for word in re.split(r"[^a-z0-9]+", name) if word not in ("nvidia", "amd", "geforce", "instinct", "")]
+    return "-".join(words)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The columns that are the same for all rows of a run. `careamics` is empty where it is not installed."""
+    versions = info.collect()["versions"]
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        **{name: versions[name] or "" for name in ("torch", "triton", "careamics", "ladder_kernels")},
+        "commit": _commit(),
+        "date": _today(),
+    }
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def _commit() -> str:
+    """The commit of this source, with -dirty if it was changed; empty outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return ""
+    return found.stdout.strip()
+
+
+def device_name(found: torch.device) -> str:
+    """The device in words."""
+    if found.type == "cuda":
+        return torch.cuda.get_device_name(found)
+    if found.type == "cpu":
+        return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    return str(found)
+
+
+def _cpu_model() -> str:
+    """What Linux calls it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()

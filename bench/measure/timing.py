@@ -1,0 +1,141 @@
+"""Time: of a pass on one set of inputs after the other, of what takes turns, and of copies to compare with."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+
+Clock = Callable[[], float]
+"""Seconds, once all work is done that was asked for before."""
+
+
+class Stages(NamedTuple):
+    """A forward, and its backward if there is one."""
+
+    forward: Callable[[Any], Any]
+    backward: Callable[[Any, Any], Any] | None = None
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    """Entered around all rounds, outside of what is timed."""
+    calls: int = 1
+    """How many calls each stage makes, on inputs of its own; more than 1 in a captured graph."""
+
+
+class Effort(NamedTuple):
+    """How long a pass may be timed: rounds for about `seconds`, but between `least` and `most` of them."""
+
+    seconds: float
+    least: int
+    most: int
+
+
+class Work:
+    """A pass in three parts, of which `run` is timed; what the forward left is made before and dropped after it."""
+
+    def __init__(self, stages: Stages, pass_name: str, inputs: Sequence[Any]) -> None:
+        self._stages, self._pass, self._inputs = stages, pass_name, itertools.cycle(inputs)
+        self.context = stages.context
+        self._given: Any = None
+        self._result: Any = None
+
+    def prepare(self) -> None:
+        self._given = next(self._inputs)
+        if self._pass == "backward":
+            self._result = self._stages.forward(self._given)
+
+    def run(self) -> None:
+        if self._pass != "backward":
+            self._result = self._stages.forward(self._given)
+        if self._pass in ("backward", "step"):
+            assert self._stages.backward is not None
+            self._stages.backward(self._result, self._given)
+
+    def drop(self) -> None:
+        self._result = None  # or the next forward needs memory for two
+
+
+def seconds_of(work: Work, clock: Clock) -> float:
+    """The time of one round."""
+    with work.context():
+        work.prepare()
+        start = clock()
+        work.run()
+        end = clock()
+        work.drop()
+    return end - start
+
+
+def rounds_of(work: Work, clock: Clock, effort: Effort) -> int:
+    """How many rounds fit, judged by one; the check and the count have warmed everything up before."""
+    return min(max(int(effort.seconds / max(seconds_of(work, clock), 1e-9)), effort.least), effort.most)
+
+
+class Copying:
+    """Copies as the measure of the bandwidth there is. Its buffers take turns, as the inputs do."""
+
+    def __init__(self, size: int, device: torch.device, sets: int) -> None:
+        count = max(size // 8, 1)  # float32, half read and half written
+        # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
+        self._buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
+
+    def stages(self) -> Stages:
+        turns: Iterator[Any] = itertools.cycle(self._buffers)
+
+        def copy(_: Any) -> None:
+            source, target = next(turns)
+            target.copy_(source)
+
+        return Stages(copy)
+
+
+class Turn(NamedTuple):
+    """What one of several runs gave in one round."""
+
+    name: str
+    result: Any
+    seconds: float
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[Any], Any]],
+    rounds: Iterable[Any],
+    device: torch.device,
+    prepare: Callable[[str, Any], None] = lambda name, given: None,
+) -> Iterator[Turn]:
+    """Every run once a round, timed until the device is done: a busy machine then slows all alike.
+
+    `rounds` are what all runs are given in each; `prepare(name, given)` comes before the clock starts. A run that is
+    taken out of `runs` has no more turns.
+    """
+    for given in rounds:
+        for name, run in list(runs.items()):
+            prepare(name, given)
+            synchronize(device)
+            start = time.perf_counter()
+            result = run(given)
+            synchronize(device)
+            yield Turn(name, result, time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def synchronised_seconds() -> float:
+    """The time when the GPU has done all that it was asked for: a round has its launch and its wait in it."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Interpolated linearly."""
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

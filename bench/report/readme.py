@@ -1,0 +1,87 @@
+"""`python -m bench.report.readme`: writes the README's tables from bench/results, the newest of each machine.
+
+Each stands between `<!-- generated: NAME -->` and `<!-- end -->`; nothing else is touched. `--check` writes nothing
+and fails where a table, or a figure of bench/results, is not what the results give.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from bench.cli import Parser
+from bench.report import figures
+from bench.report.results import KERNELS, Results, find, newest, read, read_rows
+from bench.report.tables import audit_table, kernels_table, section, training_table
+
+ROOT, FOLDER = Path(__file__).parents[2], Path("bench", "results")
+BLOCK = re.compile(r"<!-- generated: (?P<name>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
+NOT_MEASURED = "Not measured yet."
+
+
+def tables(root: Path) -> dict[str, str]:
+    """The generated texts of the README by name."""
+    audit = FOLDER / "audit.csv"
+    parts: dict[str, list[str]] = {"kernels": [], "training": []}
+    for results in newest(map(read, find(root / FOLDER))):
+        parts["kernels" if results.kind == KERNELS else "training"].append(_part(root, results))
+    head = f"Instructions per latent, and the most of what else a kernel costs ([all kernels]({audit.as_posix()})):"
+    body = f"{head}\n\n{audit_table(read_rows(root / audit))}"
+    return {"audit": body} | {name: "\n\n".join(texts) or NOT_MEASURED for name, texts in parts.items()}
+
+
+def _part(root: Path, results: Results) -> str:
+    """One machine's table, and its figure if there is one."""
+    kernels, link = results.kind == KERNELS, results.path.relative_to(root).as_posix()
+    text = section(results, (kernels_table if kernels else training_table)(results), link)
+    if not kernels or not figures.swept(results):
+        return text
+    figure = figures.figure_path(results).relative_to(root).as_posix()
+    return f"{text}\n\n![time against size, {results.machine}]({figure})"
+
+
+def filled(readme: str, texts: dict[str, str]) -> str:
+    """The README with its tables as they should be. Raises ValueError if a mark is missing or one too many."""
+    names = [match["name"] for match in BLOCK.finditer(readme)]
+    if sorted(names) != sorted(texts):
+        raise ValueError(f"README.md generates {sorted(names)}, expected each of {sorted(texts)} once")
+    return BLOCK.sub(lambda match: block(match["name"], texts[match["name"]]), readme)
+
+
+def block(name: str, text: str) -> str:
+    """A generated table between its marks."""
+    return f"<!-- generated: {name} -->\n\n{text}\n\n<!-- end -->"
+
+
+def faults(root: Path) -> list[str]:
+    """The tables of the README and the figures of bench/results that are not what the results give."""
+    readme, texts = (root / "README.md").read_text(), tables(root)
+    filled(readme, texts)
+    stated = {match["name"]: match[0] for match in BLOCK.finditer(readme)}
+    found = [
+        f"README.md, table {name}: out of date; run `make readme`"
+        for name, text in texts.items()
+        if stated[name] != block(name, text)
+    ]
+    drawn = figures.drawable(find(root / FOLDER))
+    left_over = set((root / FOLDER).glob("*.png")) - {figures.figure_path(each) for each in drawn}
+    found += [fault for each in drawn if (fault := figures.fault(each))]
+    return found + [f"{path.name}: no results file gives it; remove it" for path in sorted(left_over)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m bench.report.readme", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare instead of writing, the figures too")
+    try:
+        if parser.parse_args(arguments).check:
+            found = faults(ROOT)
+            print("\n".join(found) or "the README's tables and the figures are what the results give")
+            return int(bool(found))
+        path = ROOT / "README.md"
+        path.write_text(filled(path.read_text(), tables(ROOT)))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The README's tables of measurements as Markdown; each depends on files of bench/results alone."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from bench.report.results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
+
+LEVEL = "level"  # the cases of the default model's levels start with it
+NOTHING = "-"
+# Who has a line: of each GPU backend the noise that it draws by default. The files have the rest, and CUDA graphs.
+PROVIDERS = (
+    *(UPSTREAM, "upstream, validation off", COMPILED),
+    *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
+)
+PASSES = {"train": "training step", "predict": "prediction"}
+AUDITED = ("forward", "backward", "sample")
+
+
+def kernels_table(results: Results) -> str:
+    """A line for each provider: the time of a step at each level, and what all of them keep for backward."""
+    rows = [row for row in results.rows if row["case"].startswith(LEVEL) and row["mode"] == "eager"]
+    # The first level's kind alone, which is the default; the file has the rest.
+    rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("batch", "dtype", "layout", "kl"))]
+    cases = {row["case"]: _shape(row) for row in rows}
+    lines = []
+    for provider in _tried(PROVIDERS, rows, "provider"):
+        steps = [first(rows, **_step(case, provider)) for case in cases]
+        upstream = [first(rows, **_step(case, UPSTREAM)) for case in cases]
+        kept = [number(row, "kept_mib") for row in steps]
+        total = None if None in kept else sum(value for value in kept if value is not None)
+        times = [time_cell(row, base, "median_us", 1e-6) for row, base in zip(steps, upstream, strict=True)]
+        lines.append([provider, *times, _mebibytes(total)])
+    return table(["", *cases.values(), "kept for backward, all levels"], lines)
+
+
+def training_table(results: Results) -> str:
+    """A line for each variant: training and prediction in every precision, and the peak of training in the first."""
+    precisions = distinct(row["precision"] for row in results.rows)
+    columns = [(name, precision) for precision in precisions for name in PASSES]
+    lines = []
+    for variant in _tried(distinct(row["variant"] for row in results.rows), results.rows, "variant"):
+        line = [variant]
+        for name, precision in columns:
+            where = {"precision": precision, "pass": name}
+            row, base = (first(results.rows, variant=each, **where) for each in (variant, UPSTREAM))
+            line.append(time_cell(row, base, "median_ms", 1e-3))
+        trained = first(results.rows, **{"variant": variant, "precision": precisions[0], "pass": "train"})
+        lines.append([*line, _mebibytes(number(trained, "peak_mib"))])
+    heads = [f"{PASSES[name]}, {precision}" for name, precision in columns]
+    return table(["", *heads, f"peak, {precisions[0]}"], lines)
+
+
+def audit_table(rows: Sequence[Row]) -> str:
+    """The ranges over dtypes, layouts and KLs of the static audit, a line for each backend and target."""
+    shown = [row for row in rows if row["instructions_per_latent"] and _is_default(row)]
+    names = {(row["backend"], row["target"]) for row in shown}
+    lines = []
+    # NVIDIA's by number, AMD's last.
+    for backend, target in sorted(names, key=lambda name: (name[0], name[1] < "sm", len(name[1]), name[1])):
+        chosen = [row for row in shown if (row["backend"], row["target"]) == (backend, target)]
+        largest = [str(max(int(row[column]) for row in chosen)) for column in ("registers", "stack", "spills")]
+        wide = min(float(row["wide_access_share"]) for row in chosen)
+        counts = [_instructions(chosen, kernel) for kernel in AUDITED]
+        lines.append([f"{backend}, {target}", *counts, *largest, f"{math.floor(100 * wide)} %"])
+    return table(["", *AUDITED, "registers", "bytes of stack", "spills", "traffic in 128-bit accesses"], lines)
+
+
+def section(results: Results, body: str, link: str) -> str:
+    """A table, and what it was measured on; `link` leads to the file."""
+    return f"{about(results.rows)} ([all figures]({link})):\n\n{body}"
+
+
+def _step(case: str, provider: str) -> dict[str, str]:
+    return {"case": case, "provider": provider, "pass": "step"}
+
+
+def _tried(names: Iterable[str], rows: Sequence[Row], column: str) -> list[str]:
+    """Those that can run on that machine."""
+    return [name for name in names if any(row[column] == name and row["status"] != SKIPPED for row in rows)]
+
+
+def _shape(row: Row) -> str:
+    return " x ".join([row["batch"], row["channels"], *row["space"].split("x")])
+
+
+def _is_default(row: Row) -> bool:
+    """Whether a GPU runs this variant unless it is told otherwise: stable map, Philox noise, a learned p."""
+    return not any(word in row["options"] for word in ("naive", "given noise", "no p"))
+
+
+def _instructions(rows: Iterable[Row], kernel: str) -> str:
+    """The range of a kernel's instructions per latent."""
+    counts = [float(row["instructions_per_latent"]) for row in rows if row["kernel"].split()[0] == kernel]
+    return f"{min(counts):.0f} to {max(counts):.0f}"
+
+
+def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -> str:
+    """A time, and how often it fits into the baseline's; or the status of a row that has none."""
+    value, base = number(row, column), number(baseline, column)
+    if value is None:
+        return f"**{row['status']}**" if row and row["status"] not in (OK, SKIPPED) else NOTHING
+    seconds = value * unit
+    scale, name = next(((s, n) for s, n in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
+    return f"{three_digits(seconds * scale)} {name}" + (f" ({three_digits(base / value)}x)" if base else "")
+
+
+def _mebibytes(value: float | None) -> str:
+    return NOTHING if value is None else f"{three_digits(value)} MiB"
+
+
+def three_digits(value: float) -> str:
+    """A positive number with three digits, or all before the point."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

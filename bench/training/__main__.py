@@ -1,0 +1,98 @@
+"""`python -m bench.training`: steps per second of the real CAREamics LadderVAE, with upstream's blocks and with ours.
+
+Training and prediction; eager, compiled, and captured as a CUDA graph; in every precision that CAREamics offers. The
+variants take turns step by step.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Read by torch when it is loaded. Counting the CPU's memory else prints an error where there is no GPU.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+from torch import Tensor
+
+from bench import cli
+from bench.careamics import PATCH_MULTIPLE
+from bench.measure.run_info import default_path, environment
+from bench.report.results import COLUMNS, TRAINING, Table
+from bench.training.micrograph import NOISE_STD, SIDE, load_micrograph, random_patches
+from bench.training.run import Settings, measure
+from bench.training.steps import FP32, PRECISIONS, precisions_of
+
+# Batch and rounds. On a GPU the batch is CAREamics' default.
+GPU, CPU = (32, 100), (4, 30)
+GPU_QUICK, CPU_QUICK = (32, 20), (2, 7)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    settings, results = _parse(arguments)
+    start, machine = time.perf_counter(), environment(settings.device)
+    table = Table(results, COLUMNS[TRAINING])
+    print(f"CAREamics LadderVAE, {settings.batch} x {settings.patch} x {settings.patch}, on {machine['device']}")
+    try:
+        measure(settings, _patches(settings), table, machine)
+    except KeyboardInterrupt:
+        print(f"interrupted; what there is lies in {results}", file=sys.stderr)
+        return cli.INTERRUPTED
+    print(f"{time.perf_counter() - start:.0f} s; written: {results}")
+    return 0
+
+
+def _patches(settings: Settings) -> Callable[[int], Tensor]:
+    """A function that gives the random patches of step number n: the same for every variant and precision."""
+    image = _image()
+
+    def patches(count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(count)
+        return random_patches(image, settings.patch, settings.batch, generator).to(settings.device)
+
+    return patches
+
+
+def _image() -> Tensor:
+    """The demo's micrograph; where scikit-image, which has it, is not installed, smoothed noise of its size."""
+    try:
+        return load_micrograph().normalised()
+    except ImportError:
+        print("scikit-image is not installed: smoothed noise takes the place of its micrograph", flush=True)
+    noise = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(noise, 9, stride=1, padding=4)
+    return (smooth / smooth.std() + NOISE_STD * noise)[0, 0]
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
+    parser = cli.Parser(prog="python -m bench.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled")
+    parser.add_argument("--batch", type=cli.positive_int, help="patches per step (GPU 32, CPU 4, quick 2)")
+    parser.add_argument("--patch", type=cli.positive_int, default=64, help="side of a patch in pixels (64)")
+    parser.add_argument("--rounds", type=cli.positive_int, help="timed steps (GPU 100, quick 20; CPU 30, quick 7)")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="repeatable; default: all that run")
+    parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="default: the GPU, if any")
+    parser.add_argument("--results", type=Path, help="the CSV (bench/results/<machine>-<date>-train.csv)")
+    options = parser.parse_args(arguments)
+    cli.check_patch(parser, options.patch, PATCH_MULTIPLE, SIDE)
+    results = options.results or default_path(options.device, TRAINING, quick=options.quick)
+    cli.check_folder(parser, "--results", results.parent)
+    on_gpu = options.device.type != "cpu"
+    quick, full = (GPU_QUICK, GPU) if on_gpu else (CPU_QUICK, CPU)
+    batch, rounds = quick if options.quick else full
+    settings = Settings(
+        device=options.device,
+        batch=options.batch or batch,
+        patch=options.patch,
+        rounds=options.rounds or rounds,
+        precisions=options.precision or precisions_of(options.device),
+        # A model takes tens of seconds to compile on a GPU, minutes on a CPU.
+        compiled=() if options.quick else PRECISIONS if on_gpu else (FP32,),
+    )
+    return settings, results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""One step of CAREamics' LadderVAE, training or prediction, in every way that is compared end to end."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.careamics import build_loss, build_model, build_unchecked_loss
+from bench.measure.launches import recording, warm_up_for_capture
+from ladder_kernels import patch_model
+
+SEED = 0
+# A faster training is a chaotic one: at 5e-3 a rounding error in the weights changes the loss by a tenth.
+PEAK_LEARNING_RATE = 2e-3
+# Below 1 the latents may carry more detail; with the likelihood's log-variance learned this denoises soonest.
+KL_WEIGHT = 0.5
+# CAREamics' names. Its "16-mixed" is float16 with a scaled loss, which torch has on GPUs only: Lightning, too, takes
+# bfloat16 on a CPU.
+FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
+PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
+_AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
+
+
+class DivergedError(RuntimeError):
+    """The loss is not a number any more."""
+
+
+class Variant(NamedTuple):
+    """A way to run the model: whose stochastic blocks, and eager, compiled or captured as a CUDA graph."""
+
+    name: str
+    patched: bool = False
+    validates: bool = False
+    """Whether torch.distributions checks its arguments. torch.compile switches that off by itself."""
+    compiled: bool = False
+    captured: bool = False
+
+
+UPSTREAM = Variant("upstream", validates=True)
+VARIANTS = (
+    UPSTREAM,
+    Variant("upstream, no validation"),
+    Variant("upstream, compiled", compiled=True),
+    Variant("patched", patched=True, validates=True),
+    Variant("patched, compiled", patched=True, compiled=True),
+    Variant("patched, CUDA graph", patched=True, captured=True),
+)
+
+
+def precisions_of(device: torch.device) -> tuple[str, ...]:
+    """The precisions that run on a device."""
+    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
+
+
+def reason_to_skip(variant: Variant, precision: str, device: torch.device, train: bool) -> str | None:
+    """Why a variant cannot run, or None."""
+    if precision not in precisions_of(device):
+        return "float16 with a scaled loss needs a GPU; CAREamics, too, takes bf16-mixed on a CPU"
+    if variant.captured and device.type != "cuda":
+        return "CUDA graphs need a GPU"
+    if variant.captured and train and precision == FP16_MIXED:
+        return "the scaler of float16 gradients makes the host wait in every step; see bf16-mixed"
+    return None
+
+
+class Training:
+    """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss.
+
+    Parameters
+    ----------
+    model
+        On the device it trains on.
+    variant, precision
+        How it runs; whose blocks the model has is not looked at.
+    steps
+        Length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    """
+
+    def __init__(
+        self, model: nn.Module, variant: Variant = UPSTREAM, precision: str = FP32, *, steps: int | None = None
+    ) -> None:
+        self.model, self._precision = model, precision
+        device = next(model.parameters()).device
+        self._call = torch.compile(model) if variant.compiled else model
+        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
+        self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16_MIXED)
+        self._steps, self._done = steps, 0
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """One step on patches (B, 1, H, W); the tensor () that it returns is read once the clock is stopped.
+
+        Raises DivergedError where the loss is NaN, if upstream's loss function is there to see it.
+        """
+        if self._steps is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
+            self._done += 1
+        self.optimizer.zero_grad()
+        with autocast(self._precision, patches.device):
+            losses = self._loss(self._call(patches), patches)
+        if losses is None:
+            raise DivergedError("the loss is NaN: the training diverged")
+        self._scaler.scale(losses["loss"]).backward()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return losses["loss"].detach()
+
+
+class Prediction:
+    """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
+
+    def __init__(self, model: Any, variant: Variant, precision: str) -> None:
+        self.model, self._precision = model.eval(), precision
+        model.reset_for_inference(tuple(model.image_size))
+        self._call = torch.compile(model) if variant.compiled else model
+
+    @torch.no_grad()
+    def __call__(self, patches: Tensor) -> Tensor:
+        with autocast(self._precision, patches.device):
+            output, _ = self._call(patches)
+        return (output[:, :1].float() - patches).square().mean()
+
+
+class Captured:
+    """A step recorded once as a CUDA graph and replayed: nothing of it is left on the host.
+
+    The recording leaves model and optimizer as they were. torch.manual_seed and the random numbers drawn since reach
+    every replay, so each makes noise of its own.
+    """
+
+    def __init__(self, step: Training | Prediction, patches: Tensor) -> None:
+        self._patches = patches.clone()
+        saved = {name: value.clone() for name, value in step.model.state_dict().items()}
+        warm_up_for_capture(lambda: step(self._patches))
+        self._graph = torch.cuda.CUDAGraph()
+        with recording(self._graph):
+            self._result = step(self._patches)
+        step.model.load_state_dict(saved)
+        if isinstance(step, Training):
+            _reset(step.optimizer)
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        self._patches.copy_(patches)
+        self._graph.replay()
+        return self._result
+
+
+def build(
+    kind: type[Training] | type[Prediction],
+    variant: Variant,
+    precision: str,
+    patches: Tensor,
+    rng: str | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
+    model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
+    if variant.patched:
+        patch_model(model, rng=rng)
+    step = kind(model, variant, precision)
+    return Captured(step, patches) if variant.captured else step
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context that CAREamics' trainer computes outputs and loss in."""
+    return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The factor on the peak learning rate: up within the first tenth, then down along half a cosine."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
+
+
+def _reset(optimizer: torch.optim.Optimizer) -> None:
+    """Back to before the first step, in place: a graph knows these very tensors."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()

@@ -1,0 +1,315 @@
+"""`predict_mmse` on real CAREamics models: the loop's distribution, and its very numbers with the same noise."""
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from careamics.lightning.prediction.lvae.lvae_prediction import lvae_predict_mmse_tiled_batch
+from careamics.models.lvae import LadderVAE
+from careamics.models.lvae.likelihoods import GaussianLikelihood
+from torch import Tensor, nn
+
+from ladder_kernels import functional, patch_model, predict_mmse
+from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
+from tests.careamics_models import HDN, TILES, Setup
+
+SAMPLES = 5
+TILE = (32, 32)
+LEVELS = 3
+
+every_model = pytest.mark.parametrize(
+    ("setup", "tile"), TILES, ids=[f"{setup.name}-{'x'.join(map(str, tile))}" for setup, tile in TILES]
+)
+with_and_without_patch = pytest.mark.parametrize("patched", [False, True], ids=["upstream", "patched"])
+
+
+def build(setup: Setup = HDN, tile: tuple[int, ...] = TILE, patched: bool = True) -> LadderVAE:
+    """A model whose batch norms have seen something, in training mode."""
+    model = setup.build()
+    inputs, _ = next(setup.batches())
+    with torch.no_grad():
+        model(inputs)
+    if patched:
+        patch_model(model, rng="torch")
+    model.reset_for_inference(tile)
+    return model.train()
+
+
+def inputs_of(setup: Setup = HDN, tile: tuple[int, ...] = TILE, images: int = 2) -> Tensor:
+    return torch.randn(images, setup.config["multiscale_count"], *tile, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def loop(model: nn.Module, x: Tensor, samples: int, seed: int = 0) -> Tensor:
+    """Upstream's way, (samples, B, ...)."""
+    model.eval()
+    torch.manual_seed(seed)
+    return torch.stack([model(x)[0] for _ in range(samples)])
+
+
+def mmse(model: nn.Module, x: Tensor, samples: int = SAMPLES, seed: int = 0, **options: Any) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return predict_mmse(model, x, samples, **options)
+
+
+def assert_moments(found: tuple[Tensor, Tensor], samples: Tensor) -> None:
+    expected = samples.double()
+    torch.testing.assert_close(found[0].double(), expected.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1].double(), expected.std(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Noise by sample and level, whoever draws how many samples at a time; call it with that number."""
+
+    def install(samples_at_a_time: list[int]) -> None:
+        calls = itertools.count()
+        starts = list(itertools.accumulate(samples_at_a_time, initial=0))
+
+        def draw(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> Tensor:
+            turn, level = divmod(next(calls), LEVELS)
+            one = (shape[0] // samples_at_a_time[turn], *shape[1:])
+            generators = (
+                torch.Generator().manual_seed(LEVELS * n + level) for n in range(starts[turn], starts[turn + 1])
+            )
+            return torch.cat([torch.randn(one, dtype=dtype, generator=generator) for generator in generators])
+
+        monkeypatch.setattr(functional, "draw_noise", draw)
+
+    return install
+
+
+# The numbers.
+
+
+@every_model
+@with_and_without_patch
+def test_one_sample_at_a_time_draws_the_numbers_of_the_loop(setup: Setup, tile: tuple[int, ...], patched: bool) -> None:
+    model, x = build(setup, tile, patched), inputs_of(setup, tile)
+    assert_moments(mmse(model, x, batch=1), loop(model, x, SAMPLES))
+
+
+@every_model
+def test_samples_in_batches_with_the_noise_of_the_loop_have_its_moments(
+    setup: Setup, tile: tuple[int, ...], same_noise: Any
+) -> None:
+    model, x = build(setup, tile), inputs_of(setup, tile)
+    same_noise([2, 2, 1])
+    found = mmse(model, x, batch=2)
+    same_noise([1] * SAMPLES)
+    assert_moments(found, loop(model, x, SAMPLES))
+
+
+@with_and_without_patch
+def test_samples_in_batches_are_distributed_as_those_of_the_loop(patched: bool) -> None:
+    """Mean and spread agree within Monte-Carlo error; samples that shared noise would miss the mean by far."""
+    samples, x = 192, inputs_of(tile=(16, 16))
+    model = build(tile=(16, 16), patched=patched)
+    expected = loop(model, x, samples, seed=1)
+    mean, std = mmse(model, x, samples, seed=2, batch=16)
+    error = ((std.square() + expected.var(0)) / samples).sqrt()
+    assert 0.7 < ((mean - expected.mean(0)) / error).square().mean() < 1.4
+    assert 0.97 < std.mean() / expected.std(0).mean() < 1.03
+
+
+def test_it_is_what_careamics_own_function_gives() -> None:
+    setup = Setup("careamics", HDN.base)
+    model, x = build(setup), inputs_of(setup)
+    torch.manual_seed(0)
+    (mean,), (std,), _ = lvae_predict_mmse_tiled_batch(model, GaussianLikelihood("pixelwise"), (x,), SAMPLES)
+    found = mmse(model, x, batch=1, output=lambda out: out.chunk(2, 1)[0])
+    torch.testing.assert_close(found, (mean, std), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_a_seed_gives_the_same_bits_again(batch: int) -> None:
+    model, x = build(), inputs_of()
+    first, again = (mmse(model, x, batch=batch) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not torch.equal(first[0], mmse(model, x, seed=1, batch=batch)[0])
+
+
+def test_a_single_sample_has_no_spread() -> None:
+    model, x = build(), inputs_of()
+    mean, std = mmse(model, x, 1)
+    torch.testing.assert_close(mean, loop(model, x, 1)[0])
+    assert not std.any()
+
+
+def test_moments_of_batches_are_those_of_all_even_far_from_zero() -> None:
+    """Around 10 000 float32 resolves 0.001, so a difference of squares would have no digit of this spread."""
+    samples = 1e4 + torch.randn(64, 3, 7)
+    moments = Moments()
+    for batch in samples.split([1, 10, 16, 16, 16, 5]):
+        moments.add(batch)
+    expected = samples.double()
+    assert moments.count == 64
+    torch.testing.assert_close(moments.mean.double(), expected.mean(0), rtol=3e-7, atol=0)
+    torch.testing.assert_close(moments.std().double(), expected.std(0), rtol=2e-3, atol=0)
+
+
+# The work.
+
+
+def test_the_bottom_up_pass_runs_once_and_samples_share_the_top_down_pass() -> None:
+    model, x, images = build(), inputs_of(), []
+    model.first_bottom_up.register_forward_hook(lambda *_: images.append("bottom-up"))
+    model.final_top_down.register_forward_hook(lambda _, __, out: images.append(out.shape[0]))
+    mmse(model, x, 7, batch=3)
+    assert images == ["bottom-up", 6, 6, 2]
+
+
+def test_no_prediction_outlives_its_batch() -> None:
+    """Which is why memory does not grow with the number of samples."""
+    kept: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def output(out: Tensor) -> Tensor:
+        kept.append(weakref.ref(out))
+        alive.append(sum(each() is not None for each in kept))
+        return out
+
+    mmse(build(), inputs_of(), 12, batch=2, output=output)
+    assert max(alive) <= 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 1, 64, 64), 4), ((1, 1, 256, 256), 1), ((4, 3, 32, 32), 4), ((1, 1, 4, 64, 64), 1)]
+)
+def test_the_default_batch_holds_so_many_pixels(shape: tuple[int, ...], expected: int) -> None:
+    assert default_batch(torch.empty(shape)) == expected
+    assert CPU_PIXELS == 4 * 64 * 64
+
+
+def test_progress_is_told_after_every_batch() -> None:
+    told: list[tuple[int, int]] = []
+    mmse(build(), inputs_of(), 5, batch=2, progress=lambda done, samples: told.append((done, samples)))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+# The model.
+
+
+def state_of(model: nn.Module) -> tuple[list[bool], dict[str, Any]]:
+    attributes = {name: value for name, value in vars(model).items() if not name.startswith("_")}
+    return [module.training for module in model.modules()], attributes
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+def test_modes_and_attributes_are_what_they_were(mode_pred: bool) -> None:
+    model = build()
+    model.mode_pred = mode_pred
+    model.first_bottom_up.eval()
+    before = state_of(model)
+    mmse(model, inputs_of())
+    assert state_of(model) == before
+    assert not {"bottomup_pass", "topdown_pass"} & set(vars(model))
+
+
+def test_modes_are_restored_after_an_exception() -> None:
+    model = build()
+    before = state_of(model)
+
+    def fails(out: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        mmse(model, inputs_of(), output=fails)
+    assert state_of(model) == before
+
+
+def test_nothing_needs_a_gradient() -> None:
+    assert not any(each.requires_grad for each in mmse(build(), inputs_of()))
+
+
+@with_and_without_patch
+def test_under_autocast_the_moments_are_float32(patched: bool) -> None:
+    model, x = build(patched=patched), inputs_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mmse(model, x, batch=1)
+        expected = loop(model, x, SAMPLES)
+    assert expected.dtype == torch.bfloat16
+    assert {each.dtype for each in found} == {torch.float32}
+    # bfloat16 has 8 bits; the layouts differ, and with them its roundings.
+    for each, value in zip(found, (expected.float().mean(0), expected.float().std(0)), strict=True):
+        assert (each - value).abs().mean() < 0.02 * expected.float().abs().mean()
+
+
+def test_a_float64_model_has_float64_moments() -> None:
+    model, x = build().double(), inputs_of().double()
+    found = mmse(model, x, batch=1)
+    assert {each.dtype for each in found} == {torch.float64}
+    torch.testing.assert_close(found[0], loop(model, x, SAMPLES).mean(0), rtol=1e-11, atol=1e-12)
+
+
+class Wrapped(nn.Module):
+    """As a Lightning module has its model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        raise AssertionError("its forward may do more than predict")
+
+
+def test_a_module_that_has_the_model_will_do() -> None:
+    model, x = build(), inputs_of()
+    assert_moments(mmse(Wrapped(model), x, batch=1), loop(model, x, SAMPLES))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_keeps_its_numbers_and_runs_compiled(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is tested is that the right thing is compiled, not Inductor, which takes a minute.
+    compiled = []
+
+    def compile_quickly(module: nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    model, x = build(), inputs_of()
+    expected = loop(model, x, SAMPLES)
+    if in_place:
+        model.compile()
+        compiled.clear()
+    found = mmse(model if in_place else torch.compile(model, backend="eager"), x, batch=1)
+    assert len(compiled) == 1
+    assert_moments(found, expected)
+
+
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return x + torch.randn_like(x)
+
+
+class OwnForward(LadderVAE):
+    """Has both passes and uses neither."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return 2 * x, {}
+
+
+def test_any_other_model_is_called_so_many_times() -> None:
+    model, x = Plain(), inputs_of()
+    torch.manual_seed(0)
+    expected = torch.stack([x + torch.randn_like(x) for _ in range(SAMPLES)])
+    assert_moments(mmse(model, x), expected)
+    assert model.training
+
+
+def test_a_forward_that_uses_neither_pass_is_honoured() -> None:
+    x = inputs_of()
+    mean, std = mmse(OwnForward(**HDN.config), x)
+    torch.testing.assert_close(mean, 2 * x)
+    assert not std.any()
+
+
+@pytest.mark.parametrize(("name", "options"), [("samples", {"samples": 0}), ("batch", {"samples": 1, "batch": 0})])
+def test_less_than_one_is_refused(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        predict_mmse(build(), inputs_of(), **options)
