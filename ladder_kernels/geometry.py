@@ -5,6 +5,7 @@ Sizes may be symbolic, so that one compilation serves them all.
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,12 @@ def is_channels_last(packed: Tensor) -> bool:
     return packed.stride(1) == 1 and math.prod(packed.shape[2:]) > 1
 
 
-def latent_shape(packed: Tensor) -> tuple[int, ...]:
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def latent_shape(packed: _Shaped) -> tuple[int, ...]:
     """(B, C, *S) of the latent that a packed (B, 2C, *S) describes."""
     return (packed.shape[0], packed.shape[1] // 2, *packed.shape[2:])
 

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from ladder_kernels import normal_sample, normal_sample_kl, use_backend
-from ladder_kernels.backends.triton import formulas, launch, philox, plan
+from ladder_kernels.backends.step import Step
+from ladder_kernels.backends.triton import formulas, philox, plan, settings
 from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
@@ -23,6 +24,8 @@ KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel"
 def _triton(device):
     with use_backend("triton"), device:
         yield
+    # Tests change what settings are found from.
+    settings.forget()
 
 
 class Recorder:
@@ -44,7 +47,8 @@ def launches(monkeypatch):
     """The launches of the test, in order: (kernel, arguments, keyword arguments)."""
     recorded = []
     for name in KERNELS:
-        monkeypatch.setattr(launch, name, Recorder(name, getattr(launch, name), recorded))
+        monkeypatch.setattr(settings, name, Recorder(name, getattr(settings, name), recorded))
+    settings.forget()
     return recorded
 
 
@@ -58,6 +62,12 @@ def test_two_launches_forward_and_one_backward(launches):
     launches.clear()
     normal_sample(q, seed=1)
     assert Counter(name for name, *_ in launches) == {"sample_kernel": 1}
+
+
+def test_every_device_has_launches_of_its_own():
+    look = settings.Look.of(packed((2, 3, 4, 4)))
+    first, second = (settings.sample(look, None, torch.device("cuda", index), Step("mode")) for index in range(2))
+    assert first.step is not second.step
 
 
 @pytest.mark.parametrize("layout", layouts())
@@ -85,9 +95,8 @@ def test_z_is_bitwise_the_same_for_any_block_size(monkeypatch, tile, columns, fu
     expected = normal_sample_kl(q, p, seed=5)
     for name, value in (("TILE", tile), ("MAX_COLUMNS", columns), ("FULL_GRID", full_grid)):
         monkeypatch.setattr(plan, name, value)
-    plan.make_plan.cache_clear()
+    settings.forget()
     step = normal_sample_kl(q, p, seed=5)
-    plan.make_plan.cache_clear()
     assert torch.equal(step.z, expected.z)
     for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "qvar_max"):
         torch.testing.assert_close(getattr(step, name), getattr(expected, name))
@@ -121,7 +130,8 @@ def test_64_bit_addresses_give_the_same_bits(monkeypatch):
         return (*step[:6], *torch.autograd.grad((step.kl_samplewise * weights).sum() + step.z.sum(), (q, p)))
 
     expected = run()
-    monkeypatch.setattr(launch, "make_plan", lambda *args: plan.make_plan(*args)._replace(wide=True))
+    monkeypatch.setattr(settings, "make_plan", lambda *args: plan.make_plan(*args)._replace(wide=True))
+    settings.forget()
     assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
 
 
@@ -155,11 +165,12 @@ def emulated(instruction: tl.constexpr, x):
 @pytest.fixture
 def fast(monkeypatch):
     """The formulas of NVIDIA's GPUs, in the interpreter."""
-    if not launch.INTERPRETED:
+    if not settings.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = launch.tile_constants
-    monkeypatch.setattr(launch, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    original = settings.tile_constants
+    monkeypatch.setattr(settings, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    settings.forget()
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
@@ -232,7 +243,7 @@ def ratio_kernel(q_std, q_log_var, out, variance):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.skipif(not launch.INTERPRETED, reason="the emulated instructions are the interpreter's")
+@pytest.mark.skipif(not settings.INTERPRETED, reason="the emulated instructions are the interpreter's")
 def test_the_polynomial_near_equality_is_exact_to_its_last_digits(monkeypatch, kind):
     """Relative to u^2/2, over the whole range in which the polynomial serves and beyond it."""
     monkeypatch.setattr(triton_math, "_approximate", emulated)

@@ -1,4 +1,4 @@
-"""Every variant of the Triton kernels compiles: the interpreter, which runs them in the other tests, hides faults."""
+"""The Triton kernels, compiled and launched: the interpreter, which runs them in the other tests, hides faults."""
 
 import os
 import subprocess
@@ -34,19 +34,23 @@ def test_a_dead_end_is_left_again():
     assert all(row["b"] == 1 for row in found)
 
 
-def compile_rows(target, tmp_path, *arguments):
+def run_compiled(module, tmp_path, *arguments):
     """In a process of its own, whose kernels are not interpreted, and with an empty cache."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "tests.compile_triton", target, *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_row_compiles(tmp_path):
-    compile_rows("sm_90", tmp_path)
+    run_compiled("tests.compile_triton", tmp_path, "sm_90")
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"sm_90"}))
 def test_some_rows_compile_for_the_other_targets(tmp_path, target):
-    compile_rows(target, tmp_path, "--rows", "6")
+    run_compiled("tests.compile_triton", tmp_path, target, "--rows", "6")
+
+
+def test_what_is_launched_again_is_what_triton_itself_launches(tmp_path):
+    run_compiled("tests.launch_triton", tmp_path)

@@ -20,27 +20,30 @@ def install(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from ladder_kernels.backends.triton import launch
+    from ladder_kernels.backends.triton import settings
 
     target = GPUTarget(*TARGETS[name])
     # Triton caches kernels by device number: another target needs another one.
     driver.set_active(FakeDriver(target, list(TARGETS).index(name)))
-    launch.WARP_SIZE, launch.NVIDIA = target.warp_size, target.backend == "cuda"
+    settings.WARP_SIZE, settings.NVIDIA = target.warp_size, target.backend == "cuda"
+    settings.forget()
 
 
 def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]]]:
     """The kernels that `call` launches, compiled: each with its keyword arguments."""
-    from ladder_kernels.backends.triton import launch
+    from ladder_kernels.backends.triton import settings
 
     launches: list[tuple[Any, dict[str, Any]]] = []
-    kernels = {name: getattr(launch, name) for name in KERNELS}
+    kernels = {name: getattr(settings, name) for name in KERNELS}
     for name, kernel in kernels.items():
-        setattr(launch, name, _Recorder(kernel, launches))
+        setattr(settings, name, _Recorder(kernel, launches))
+    settings.forget()
     try:
         call()
     finally:
         for name, kernel in kernels.items():
-            setattr(launch, name, kernel)
+            setattr(settings, name, kernel)
+        settings.forget()
     return launches
 
 

@@ -21,7 +21,7 @@ from bench.audit.fake_gpu import install
 from ladder_kernels.autograd import NormalSampleKL
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
-from ladder_kernels.backends.triton import launch
+from ladder_kernels.backends.triton import settings
 from ladder_kernels.variance import VarianceMap
 
 SHAPE = (8, 128, 4, 4)
@@ -65,14 +65,15 @@ def measure(repeats: int) -> dict[str, tuple[float, float, float]]:
         z, kl, *_ = NormalSampleKL.apply(q, p, seed, step, backend)
         torch.autograd.grad((z, kl), (q, p), (grad_z, grad_kl))
 
-    kernels = SimpleNamespace(**{name: getattr(launch, name) for name in KERNELS})
+    kernels = SimpleNamespace(**{name: getattr(settings, name) for name in KERNELS})
     rows = {}
     for name in KERNELS:
-        setattr(launch, name, _Nothing())
+        setattr(settings, name, _Nothing())
+    settings.forget()
     rows["python: plan, outputs, arguments"] = microseconds(direct, repeats)
     rows["+ autograd"] = microseconds(differentiated, repeats)
     for name in KERNELS:
-        setattr(launch, name, getattr(kernels, name))
+        setattr(settings, name, getattr(kernels, name))
     install("sm_90")
     rows["+ Triton's launcher, three launches"] = microseconds(differentiated, repeats)
     return rows

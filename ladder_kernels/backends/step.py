@@ -16,7 +16,7 @@ Every backend is a module with these names:
 dims, any strides; `p` may have batch 1, or be None for N(0, I). `source` is what `step.draw` says.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -76,7 +76,12 @@ class StepGrads(NamedTuple):
         return any(grad is not None for grad in (*self[1:5], self.kl_elementwise))
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+class _Typed(Protocol):
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def compute_dtype(*tensors: _Typed | None) -> torch.dtype:
     """float64 if any tensor is; else float32, also for 16-bit inputs."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 

@@ -1,6 +1,5 @@
-"""How a step is laid over the GPU: rows and columns, tiles, programs. Pure integers, computed once per shape."""
+"""How a step is laid over the GPU: rows and columns, tiles, programs. Pure integers."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,7 +52,6 @@ class Plan(NamedTuple):
     backward_shared: Tiles  # p of batch 1: the tiles of a program are the samples
 
 
-@functools.lru_cache(maxsize=1024)
 def make_plan(
     shape: Sequence[int],
     q_strides: Strides,
