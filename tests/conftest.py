@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Tests are thousands of tiny calls, for which threads only wait for each other; this is for those that start a Python.
+os.environ["OMP_NUM_THREADS"] = "1"
 if not torch.cuda.is_available():
     # Read when a kernel is declared, hence before the package is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from ladder_kernels import use_backend
 
-# Tests are thousands of tiny calls, for which threads only wait for each other.
 torch.set_num_threads(1)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -136,6 +136,8 @@ def test_mixed_dtypes_keep_their_own_gradients(backend):
 
 
 SUBSETS = [names for count in range(1, 8) for names in itertools.combinations(oracle.OUTPUTS, count)]
+# For an interpreter, which takes a second where a CPU takes a millisecond: alone, in pairs, all but one, and all.
+FEW_SUBSETS = [names for names in SUBSETS if len(names) in (1, 2, 6, 7)]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -146,7 +148,7 @@ def test_every_subset_of_incoming_gradients(backend, source, analytical):
     call = {**given, **options(source, analytical_kl=analytical, vanilla_latent_hw=2)}
     ours, exact = normal_sample_kl(**call, elementwise=True)._asdict(), oracle.step(**call)
     leaves = [v for v in given.values() if v.requires_grad]
-    for names in SUBSETS:
+    for names in FEW_SUBSETS if interpreted(backend) else SUBSETS:
         incoming = {name: v.double() for name, v in random_incoming((2, 2, 4, 5), names).items()}
         grads, expected = (
             torch.autograd.grad(

@@ -85,7 +85,7 @@ def _shape(row: Row) -> str:
 
 def _is_default(row: Row) -> bool:
     """Whether a GPU runs this variant unless it is told otherwise: stable map, Philox noise, a learned p."""
-    return not any(word in row["options"] for word in ("naive", "given noise", "no p"))
+    return row["options"].startswith("stable") and not any(word in row["options"] for word in ("given noise", "no p"))
 
 
 def _instructions(rows: Iterable[Row], kernel: str) -> str:

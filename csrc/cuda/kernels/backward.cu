@@ -124,9 +124,11 @@ class BackwardColumns {
   typename Access::Columns q_mean, q_raw, latent;
 };
 
-// The second bound leaves a thread 128 registers: without it, some variants get by with fewer and spill.
+// The second bound leaves a thread 128 registers: without it, some variants get by with fewer and spill. Softplus, which
+// would spill two of them, has 168.
 template <class Access, class Path>
-__global__ void __launch_bounds__(max_threads, 4) backward_kernel(const __grid_constant__ Backward call) {
+__global__ void __launch_bounds__(max_threads, Path::needs_registers ? 3 : 4)
+    backward_kernel(const __grid_constant__ Backward call) {
   const Grid& grid = call.step.grid;
   const Place place = place_of<Access::width, Access::vector>(grid, call.tiles, blockIdx.x, threadIdx.x);
   if (!place.has_columns) return;

@@ -19,6 +19,7 @@ struct Options {
 template <KL kl, Variance variance, bool philox, bool p>
 struct HotPath {
   static constexpr bool may_be_given = false;
+  static constexpr bool needs_registers = variance == Variance::softplus;
 
   __device__ static bool has_kl(const Step&) { return kl != KL::none; }
   __device__ static bool has_philox(const Step&) { return philox; }
@@ -32,6 +33,7 @@ struct HotPath {
 
 struct AnyPath {
   static constexpr bool may_be_given = true;  // the latent
+  static constexpr bool needs_registers = false;
 
   __device__ static bool has_kl(const Step& step) { return step.kl != KL::none; }
   __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
