@@ -1,6 +1,7 @@
-"""From the public functions to a backend: eagerly through an autograd Function, else as what can be traced.
+"""From the public functions to a backend: eagerly through autograd, else as what can be traced.
 
-The Functions keep the packed parameters and the noise, seed or given latent: nothing else of the latent's size.
+Autograd is a Function here, or for the native ops csrc/autograd.h, which does the same in C++. Either keeps the packed
+parameters and the noise, seed or given latent: nothing else of the latent's size.
 """
 
 from types import ModuleType
