@@ -20,8 +20,8 @@ namespace ladder_kernels {
 
 constexpr const char* forward_schema =
     "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
-    ") -> (Tensor? z, Tensor? kl_samplewise, Tensor? kl_restricted, Tensor? kl_channelwise, Tensor? kl_spatial, "
-    "Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
+    ") -> (Tensor? z, Tensor? kl_samplewise, Tensor? kl_samplewise_restricted, Tensor? kl_channelwise, "
+    "Tensor? kl_spatial, Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
 
 constexpr const char* backward_schema =
     "backward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA

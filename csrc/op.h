@@ -32,7 +32,7 @@ struct Options {
   bool elementwise, channels_last;
 };
 
-// z, kl_samplewise, kl_restricted, kl_channelwise, kl_spatial, logprob_q, qvar_max, kl_elementwise.
+// In the order of StepOutputs in ladder_kernels/backends/step.py.
 using Outputs = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, at::Tensor,
                            at::Tensor, OptionalTensor>;
 
@@ -186,7 +186,8 @@ inline OutputGradients check_gradients(const OutputGradients& grads, const at::T
   TORCH_CHECK_VALUE(!grads.z || options.draw != Draw::latent,
                     "a given latent has no output z, and so no gradient of it");
   TORCH_CHECK_VALUE(!grads.have_kl() || options.kl != KL::none, "kl 'none' has no KL, and so no gradient of one");
-  TORCH_CHECK_VALUE(!grads.restricted || options.window, "without a window there is no gradient of kl_restricted");
+  TORCH_CHECK_VALUE(!grads.restricted || options.window,
+                    "without a window there is no gradient of kl_samplewise_restricted");
   const std::int64_t batch = q.size(0), channels = q.size(1) / 2;
   const auto checked = [&](const OptionalTensor& grad, const char* name, at::IntArrayRef shape,
                            at::ScalarType dtype) -> OptionalTensor {
@@ -196,7 +197,7 @@ inline OutputGradients check_gradients(const OutputGradients& grads, const at::T
   };
   return {checked(grads.z, "the gradient of z", latent_shape(q), q.scalar_type()),
           checked(grads.samplewise, "the gradient of kl_samplewise", {batch}, sums),
-          checked(grads.restricted, "the gradient of kl_restricted", {batch}, sums),
+          checked(grads.restricted, "the gradient of kl_samplewise_restricted", {batch}, sums),
           checked(grads.channelwise, "the gradient of kl_channelwise", {batch, channels}, sums),
           checked(grads.spatial, "the gradient of kl_spatial", spatial_shape(q), sums),
           checked(grads.log_q, "the gradient of logprob_q", {batch}, sums),

@@ -113,7 +113,7 @@ def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_bac
     every = StepOutputs(
         z=_empty_dense(q, shape, q.dtype, step),
         kl_samplewise=q.new_empty(shape[0], dtype=dtype),
-        kl_restricted=q.new_empty(shape[0], dtype=dtype),
+        kl_samplewise_restricted=q.new_empty(shape[0], dtype=dtype),
         kl_channelwise=q.new_empty(shape[:2], dtype=dtype),
         kl_spatial=q.new_empty((shape[0], *shape[2:]), dtype=dtype),
         logprob_q=q.new_empty(shape[0], dtype=dtype),
@@ -204,7 +204,7 @@ def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
     has = {
         "z": step.draw != "latent",
         "kl_samplewise": kl,
-        "kl_restricted": kl and step.window is not None,
+        "kl_samplewise_restricted": kl and step.window is not None,
         "kl_channelwise": kl,
         "kl_spatial": kl,
         "logprob_q": True,

@@ -50,7 +50,7 @@ FORWARD = {
     "draw": ("noise", "seed", "latent", "mode"),
 }
 # The gradients that arrive; that of z by its dtype.
-SUMS = ("kl_samplewise", "kl_restricted", "kl_channelwise", "kl_spatial", "kl_elementwise", "logprob_q")
+SUMS = ("kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "kl_elementwise", "logprob_q")
 BACKWARD = {
     "grad_z": (None, *DTYPES),
     **dict.fromkeys(SUMS, EITHER),
@@ -81,7 +81,7 @@ RULES = [
     (("layout", "size"), lambda layout, size: layout != "cut" or size != "one"),
     (("prior", "size"), lambda prior, size: prior != "shared" or size != "one"),
     *((("kl", name), _no_kl) for name in ("prior", "p", "window", "elementwise", *SUMS[:5])),
-    (("window", "kl_restricted"), lambda window, arrives: window or not arrives),
+    (("window", "kl_samplewise_restricted"), lambda window, arrives: window or not arrives),
     (("elementwise", "kl_elementwise"), lambda elementwise, arrives: elementwise or not arrives),
     *((("needs", name), _needs_p) for name in ("kl", "prior", "p")),
     (("needs", "draw"), lambda needs, draw: _needs_latent(needs, draw == "latent")),
@@ -167,7 +167,7 @@ def incoming(row: Row, latent: tuple[int, ...], sums: torch.dtype) -> StepGrads:
     """The gradients that arrive; that of the samplewise KL as a mean's, one number for all."""
     batch, channels, *space = latent
     shapes = {
-        "kl_restricted": (batch,),
+        "kl_samplewise_restricted": (batch,),
         "kl_channelwise": (batch, channels),
         "kl_spatial": (batch, *space),
         "logprob_q": (batch,),

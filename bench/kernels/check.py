@@ -82,13 +82,17 @@ def _expected(rows: slice, noise: Tensor, case: Case, inputs: Inputs) -> dict[st
     outputs = oracle.forward(q, p, eps, step)
     grad_z, grad_kl = inputs.grad_z[case.dtype][rows].double(), inputs.grad_kl[torch.float32][rows].double()
     # Without a window the restricted KL is the whole one.
-    grads = StepGrads(grad_z, kl_samplewise=grad_kl) if window is None else StepGrads(grad_z, kl_restricted=grad_kl)
+    grads = (
+        StepGrads(grad_z, kl_samplewise=grad_kl)
+        if window is None
+        else StepGrads(grad_z, kl_samplewise_restricted=grad_kl)
+    )
     grad_q, grad_p, _ = oracle.backward(q, p, eps, step, grads, (True, True, False))
     assert outputs.z is not None
     assert grad_q is not None
     assert grad_p is not None
     sums = {name: getattr(outputs, name) for name in SUMS if name != LOSS}
-    restricted = outputs.kl_samplewise if outputs.kl_restricted is None else outputs.kl_restricted
+    restricted = outputs.kl_samplewise if outputs.kl_samplewise_restricted is None else outputs.kl_samplewise_restricted
     return {"z": outputs.z, **sums, LOSS: restricted, "gradient of q": grad_q, "gradient of p": grad_p}
 
 

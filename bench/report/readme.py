@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.cli import Parser
 from bench.report import figures
-from bench.report.results import KERNELS, Results, find, newest, read, read_rows
-from bench.report.tables import audit_table, kernels_table, section, training_table
+from bench.report.results import KERNELS, find, newest, read
+from bench.report.tables import kernels_table, section, training_table
 
 ROOT, FOLDER = Path(__file__).parents[2], Path("bench", "results")
 BLOCK = re.compile(r"<!-- generated: (?P<name>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
@@ -20,23 +20,15 @@ NOT_MEASURED = "Not measured yet."
 
 def tables(root: Path) -> dict[str, str]:
     """The generated texts of the README by name."""
-    audit = FOLDER / "audit.csv"
-    parts: dict[str, list[str]] = {"kernels": [], "training": []}
+    parts: dict[str, list[str]] = {"figures": [], "kernels": [], "training": []}
     for results in newest(map(read, find(root / FOLDER))):
-        parts["kernels" if results.kind == KERNELS else "training"].append(_part(root, results))
-    head = f"Instructions per latent, and the most of what else a kernel costs ([all kernels]({audit.as_posix()})):"
-    body = f"{head}\n\n{audit_table(read_rows(root / audit))}"
-    return {"audit": body} | {name: "\n\n".join(texts) or NOT_MEASURED for name, texts in parts.items()}
-
-
-def _part(root: Path, results: Results) -> str:
-    """One machine's table, and its figure if there is one."""
-    kernels, link = results.kind == KERNELS, results.path.relative_to(root).as_posix()
-    text = section(results, (kernels_table if kernels else training_table)(results), link)
-    if not kernels or not figures.swept(results):
-        return text
-    figure = figures.figure_path(results).relative_to(root).as_posix()
-    return f"{text}\n\n![time against size, {results.machine}]({figure})"
+        kernels, link = results.kind == KERNELS, results.path.relative_to(root).as_posix()
+        table = (kernels_table if kernels else training_table)(results)
+        parts["kernels" if kernels else "training"].append(section(results, table, link))
+        if kernels and figures.swept(results):
+            figure = figures.figure_path(results).relative_to(root).as_posix()
+            parts["figures"].append(f"![time of a step against its size, {results.machine}]({figure})")
+    return {name: "\n\n".join(texts) or NOT_MEASURED for name, texts in parts.items()}
 
 
 def filled(readme: str, texts: dict[str, str]) -> str:

@@ -13,7 +13,6 @@ PROVIDERS = (
     *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
 )
 PASSES = {"train": "training step", "predict": "prediction"}
-AUDITED = ("forward", "backward", "sample")
 
 
 def kernels_table(results: Results) -> str:
@@ -50,21 +49,6 @@ def training_table(results: Results) -> str:
     return table(["", *heads, f"peak, {precisions[0]}"], lines)
 
 
-def audit_table(rows: Sequence[Row]) -> str:
-    """The ranges over dtypes, layouts and KLs of the static audit, a line for each backend and target."""
-    shown = [row for row in rows if row["instructions_per_latent"] and _is_default(row)]
-    names = {(row["backend"], row["target"]) for row in shown}
-    lines = []
-    # NVIDIA's by number, AMD's last.
-    for backend, target in sorted(names, key=lambda name: (name[0], name[1] < "sm", len(name[1]), name[1])):
-        chosen = [row for row in shown if (row["backend"], row["target"]) == (backend, target)]
-        largest = [str(max(int(row[column]) for row in chosen)) for column in ("registers", "stack", "spills")]
-        wide = min(float(row["wide_access_share"]) for row in chosen)
-        counts = [_instructions(chosen, kernel) for kernel in AUDITED]
-        lines.append([f"{backend}, {target}", *counts, *largest, f"{math.floor(100 * wide)} %"])
-    return table(["", *AUDITED, "registers", "bytes of stack", "spills", "traffic in 128-bit accesses"], lines)
-
-
 def section(results: Results, body: str, link: str) -> str:
     """A table, and what it was measured on; `link` leads to the file."""
     return f"{about(results.rows)} ([all figures]({link})):\n\n{body}"
@@ -81,17 +65,6 @@ def _tried(names: Iterable[str], rows: Sequence[Row], column: str) -> list[str]:
 
 def _shape(row: Row) -> str:
     return " x ".join([row["batch"], row["channels"], *row["space"].split("x")])
-
-
-def _is_default(row: Row) -> bool:
-    """Whether a GPU runs this variant unless it is told otherwise: stable map, Philox noise, a learned p."""
-    return row["options"].startswith("stable") and not any(word in row["options"] for word in ("given noise", "no p"))
-
-
-def _instructions(rows: Iterable[Row], kernel: str) -> str:
-    """The range of a kernel's instructions per latent."""
-    counts = [float(row["instructions_per_latent"]) for row in rows if row["kernel"].split()[0] == kernel]
-    return f"{min(counts):.0f} to {max(counts):.0f}"
 
 
 def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -> str:

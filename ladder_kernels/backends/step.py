@@ -51,7 +51,7 @@ class StepOutputs(NamedTuple):
 
     z: Tensor | None  # (B, C, *S), q's dtype; None where the latent was given
     kl_samplewise: Tensor | None  # (B,); this and the other KLs None where there is no KL
-    kl_restricted: Tensor | None  # (B,); None where the window is None
+    kl_samplewise_restricted: Tensor | None  # (B,); None where the window is None
     kl_channelwise: Tensor | None  # (B, C)
     kl_spatial: Tensor | None  # (B, *S)
     logprob_q: Tensor  # (B,)
@@ -64,7 +64,7 @@ class StepGrads(NamedTuple):
 
     z: Tensor | None = None
     kl_samplewise: Tensor | None = None
-    kl_restricted: Tensor | None = None
+    kl_samplewise_restricted: Tensor | None = None
     kl_channelwise: Tensor | None = None
     kl_spatial: Tensor | None = None
     logprob_q: Tensor | None = None

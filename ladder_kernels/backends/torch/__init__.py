@@ -50,7 +50,9 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     return StepOutputs(
         z=None if step.draw == "latent" else dense(latent.z.to(q.dtype), step.channels_last),
         kl_samplewise=None if kl_channelwise is None else kl_channelwise.sum(1),
-        kl_restricted=None if kl is None or step.window is None else windowed(kl, step.window).flatten(1).sum(1),
+        kl_samplewise_restricted=None
+        if kl is None or step.window is None
+        else windowed(kl, step.window).flatten(1).sum(1),
         kl_channelwise=kl_channelwise,
         kl_spatial=None if kl is None else kl.sum(1),
         logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
@@ -158,9 +160,9 @@ def _incoming_kl(grads: StepGrads, step: Step, shape: tuple[int, ...], dtype: to
         terms.append(_per_sample(grads.kl_samplewise, len(shape)))
     if grads.kl_channelwise is not None:
         terms.append(grads.kl_channelwise.reshape(*shape[:2], *[1] * (len(shape) - 2)))
-    if grads.kl_restricted is not None and step.window is not None:
-        inside = inside_window(shape[2:], step.window, grads.kl_restricted.device)
-        terms.append(torch.where(inside, _per_sample(grads.kl_restricted, len(shape)), 0.0))
+    if grads.kl_samplewise_restricted is not None and step.window is not None:
+        inside = inside_window(shape[2:], step.window, grads.kl_samplewise_restricted.device)
+        terms.append(torch.where(inside, _per_sample(grads.kl_samplewise_restricted, len(shape)), 0.0))
     if grads.kl_spatial is not None:
         terms.append(grads.kl_spatial.unsqueeze(1))
     if grads.kl_elementwise is not None:

@@ -57,7 +57,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             column_sums,
             row_sums,
             outputs.kl_samplewise,
-            outputs.kl_restricted,
+            outputs.kl_samplewise_restricted,
             outputs.logprob_q,
             outputs.qvar_max,
         )
