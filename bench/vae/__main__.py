@@ -114,7 +114,7 @@ def summary(runs: dict[str, Run]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train and compare; returns the exit code."""
     parser = cli.Parser(prog="python -m bench.vae", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=cli.positive_int, default=400, help="training steps of each (400)")
+    parser.add_argument("--steps", type=cli.positive_int, default=300, help="training steps of each (300)")
     parser.add_argument("--batch", type=cli.positive_int, default=16, help="images per step (16)")
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="default: the GPU, if any")
     parser.add_argument("--out", type=Path, default=Path("out/vae"), help="folder for the figure (out/vae)")
