@@ -5,7 +5,6 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -16,12 +15,13 @@
 #include <optional>
 #include <vector>
 
+#include "op.h"
+
 namespace ladder_kernels::autograd {
 
 using c10::OperatorHandle;
 using torch::autograd::variable_list;
 using Stack = std::vector<c10::IValue>;
-using OptionalTensor = std::optional<at::Tensor>;
 
 constexpr std::size_t output_count = 8, qvar_max = 6;  // of forward; sample has z alone
 
@@ -43,12 +43,6 @@ inline bool want_plain_formula(const variable_list& grads) {
     if (grad.defined() && grad.key_set().has_any(transforms)) return true;
   }
   return false;
-}
-
-// The gradient of an input that nothing arrives at: dense in the step's element order.
-inline at::Tensor zeros_like(const at::Tensor& input, bool channels_last) {
-  if (!channels_last) return at::zeros(input.sizes(), input.options());
-  return at::zeros(input.movedim(1, -1).sizes(), input.options()).movedim(-1, 1);
 }
 
 // An op with its arguments, of which the first `tensors` are q, p and source, or q and source.
@@ -118,7 +112,10 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
       if (stack[i].isTensor()) {
         found[i] = stack[i].toTensor();
       } else if (needs[i]) {
-        found[i] = zeros_like(inputs[i], step->elements().back().toBool());
+        // Nothing arrives at it: zeros in the step's element order.
+        const bool channels_last = step->elements().back().toBool();
+        const at::Tensor& like = inputs[i];
+        found[i] = empty_dense(like, like.size(0), like.size(1), like.scalar_type(), channels_last).zero_();
       }
     }
     return found;

@@ -254,7 +254,7 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if q.shape[-1] % 2 == 0 or allow_oddsizes or self.allow_oddsizes:
+        if allow_oddsizes or self.allow_oddsizes:
             return q
         return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
 

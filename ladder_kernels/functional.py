@@ -96,9 +96,7 @@ def normal_sample_kl(
         _check_prior(p_params, q_params)
     way = route(q_params, p_params)
     draw, source = _source(q_params, way, noise=noise, latent=latent, seed=seed, mode=mode)
-    window = None
-    if vanilla_latent_hw is not None:
-        window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
     step = Step(
         draw=draw,
         kl="analytic" if analytical_kl else "monte_carlo",
@@ -223,7 +221,9 @@ def _checked(variance: VarianceMap) -> VarianceMap:
     return variance
 
 
-def _window_side(vanilla_latent_hw: int) -> int:
+def _window_side(vanilla_latent_hw: int | None) -> int | None:
+    if vanilla_latent_hw is None:
+        return None
     side = _as_integer(vanilla_latent_hw, "vanilla_latent_hw", "a positive integer or None")
     if side < 1:
         raise ValueError(f"vanilla_latent_hw must be a positive integer or None, got {side}")
@@ -249,12 +249,12 @@ def _source(
     mode: bool,
 ) -> tuple[Any, Tensor | None]:
     """`Step.draw` and its tensor."""
-    if noise is None and latent is None and seed is None and not mode:
-        return fresh_source(packed, way.makes_noise)
     given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
     given += ["mode"] if mode else []
     if len(given) > 1:
         raise ValueError(f"z has one source: give at most one of noise, latent, seed, mode; got {', '.join(given)}")
+    if not given:
+        return fresh_source(packed, way.makes_noise)
     if mode:
         return "mode", None
     if seed is not None:

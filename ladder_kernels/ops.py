@@ -20,14 +20,9 @@ from ladder_kernels.variance import VarianceMap
 
 NAMESPACE = "ladder_kernels"
 
-_STEP = (
-    "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
-    "SymInt[]? window, bool elementwise, bool channels_last, str backend"
-)
-_NATIVE_STEP = (
-    "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, float temperature, "
-    "int[]? window, bool elementwise, bool channels_last"
-)
+_CHOICES = "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor"
+_STEP = f"{_CHOICES}, Tensor? temperature, SymInt[]? window, bool elementwise, bool channels_last, str backend"
+_NATIVE_STEP = f"{_CHOICES}, float temperature, int[]? window, bool elementwise, bool channels_last"
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
 _GRADS = ", ".join(f"Tensor? grad_{name}" for name in StepGrads._fields)
@@ -66,11 +61,7 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     return (
         step.draw,
         step.kl,
-        step.variance.kind,
-        step.variance.raw_min,
-        step.variance.raw_max,
-        step.variance.beta,
-        step.variance.floor,
+        *step.variance.fields(),
         temperature,
         step.window,
         step.elementwise,

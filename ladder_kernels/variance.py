@@ -77,6 +77,10 @@ class VarianceMap:
         if self.raw_min is not None and self.raw_max is not None and self.raw_min > self.raw_max:
             raise ValueError(f"raw_min must not be larger than raw_max, got {self.raw_min} and {self.raw_max}")
 
+    def fields(self) -> tuple[str, float | None, float | None, float, float]:
+        """(kind, raw_min, raw_max, beta, floor): the order of every schema that has a map field by field."""
+        return self.kind, self.raw_min, self.raw_max, self.beta, self.floor
+
     @staticmethod
     def careamics(raw_max: float | None = 20.0) -> "VarianceMap":
         """CAREamics, muSplit, denoiSplit: `StableLogVar` and `StableExponential` (models/lvae/utils.py).

@@ -90,5 +90,4 @@ def _op(extension: str, namespace: str, name: str) -> Callable[..., Any]:
 def _arguments(step: Step) -> tuple[Any, ...]:
     """The step as the ops' schema has it: with the map's fields in its place."""
     draw, kl, variance, *rest = step
-    fields = (variance.kind, variance.raw_min, variance.raw_max, variance.beta, variance.floor)
-    return (draw, kl, *fields, *rest)
+    return (draw, kl, *variance.fields(), *rest)

@@ -74,7 +74,7 @@ def fault_of_environment() -> str | None:
 
 def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
     """The backend for these tensors."""
-    name = _forced.get() or (None if _environment is None else _forced_by_environment())
+    name = _forced.get() or _forced_by_environment()
     if name is not None:
         backend = load(name)
         reason = backend.unsupported(q, p, source)

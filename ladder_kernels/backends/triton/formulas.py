@@ -43,8 +43,7 @@ class Variance(NamedTuple):
     def of(variance: VarianceMap) -> "Variance":
         has_exponent = variance.kind != "stable" and variance.floor == 0.0
         has_rest = variance.kind in ("stable", "softplus")
-        bounds = variance.raw_min, variance.raw_max
-        values = (variance.kind, *bounds, variance.beta, variance.floor, has_exponent, has_rest)
+        values = (*variance.fields(), has_exponent, has_rest)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
 
 
