@@ -49,7 +49,9 @@ void run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), c
   const std::int64_t elements = grid.batch * grid.rows * grid.columns / units;
   at::parallel_for(0, units, elements_per_thread / std::max<std::int64_t>(elements, 1) + 1,
                    [&](std::int64_t begin, std::int64_t end) {
-                     const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(kernels().scratch_size);
+                     // Kept: of its size, half a megabyte, the allocator asks the system anew every time.
+                     static thread_local const at::DataPtr scratch =
+                         c10::GetCPUAllocator()->allocate(kernels().scratch_size);
                      kernel(call, begin, end, scratch.get());
                    });
 }

@@ -12,10 +12,10 @@ struct alignas(64) ForwardBuffers {
   T z[tile_size], kl[tile_size], log_q[tile_size];
 };
 
-// The partial sums of a unit, on their way to `Forward`.
+// The partial sums of a unit, on their way to `Forward`, and where those of its rows and columns go.
 struct UnitSums {
   double log_q = 0, largest_raw = -std::numeric_limits<double>::infinity();
-  alignas(64) double columns[tile_size];
+  double *rows = nullptr, *columns = nullptr;
 };
 
 // Functions of one element, because GCC does not vectorise a loop whose own body has variables of class type.
@@ -48,8 +48,7 @@ static void sample_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>
 }
 
 template <class Options, class T = typename Options::T>
-static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>& buffers, double* row_sums,
-                         UnitSums& sums) {
+static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T>& buffers, UnitSums& sums) {
   const Grid& grid = call.step.grid;
   const Inputs<T> in = read_inputs<Options>(call.step, tile, buffers.inputs);
   const Rows<T> z = target(call.z, grid, tile, buffers.z), kl = target(call.kl, grid, tile, buffers.kl);
@@ -70,29 +69,25 @@ static void forward_tile(const Forward& call, const Tile& tile, ForwardBuffers<T
   write(call.kl, grid, tile, buffers.kl);
   std::int64_t row = 0;
   for (; row + 4 <= tile.rows; row += 4) {
-    add_rows<4>(kl[row], kl.stride, tile.columns, row_sums + tile.row + row, sums.columns);
+    add_rows<4>(kl[row], kl.stride, tile.columns, sums.rows + tile.row + row, sums.columns);
   }
-  for (; row < tile.rows; ++row) add_rows<1>(kl[row], 0, tile.columns, row_sums + tile.row + row, sums.columns);
+  for (; row < tile.rows; ++row) add_rows<1>(kl[row], 0, tile.columns, sums.rows + tile.row + row, sums.columns);
 }
 
 template <class Options, class T = typename Options::T>
 static void forward_unit(const Forward& call, std::int64_t index, ForwardBuffers<T>& buffers) {
   const Grid& grid = call.step.grid;
   const Unit unit = unit_at(grid, index);
-  constexpr bool has_kl = Options::kl != KL::none;
-  UnitSums sums{};
-  double* const row_sums =
-      has_kl ? call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows : nullptr;
-  for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, row_sums, sums); });
+  UnitSums sums;
+  if constexpr (Options::kl != KL::none) {
+    const std::int64_t column = unit.column_block * grid.tile_columns;
+    sums.rows = call.row_sums + (unit.batch * grid.column_blocks + unit.column_block) * grid.rows;
+    sums.columns = call.column_sums + (unit.batch * grid.row_blocks + unit.row_block) * grid.columns + column;
+    for (std::int64_t i = 0; i < minimum(grid.tile_columns, grid.columns - column); ++i) sums.columns[i] = 0;
+  }
+  for_each_tile(grid, unit, [&](const Tile& tile) { forward_tile<Options>(call, tile, buffers, sums); });
   call.log_q[index] = sums.log_q;
   call.largest_raw[index] = sums.largest_raw;
-  if constexpr (!has_kl) return;
-
-  const std::int64_t column = unit.column_block * grid.tile_columns;
-  double* const column_sums = call.column_sums + (unit.batch * grid.row_blocks + unit.row_block) * grid.columns;
-  for (std::int64_t i = 0; i < minimum(grid.tile_columns, grid.columns - column); ++i) {
-    column_sums[column + i] = sums.columns[i];
-  }
 }
 
 template <class Options, class T = typename Options::T>
