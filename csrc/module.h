@@ -1,138 +1,110 @@
-// A Python extension module whose import registers the ops forward, backward and sample of one device.
+// A Python extension module with the functions forward, backward and sample of one device.
+//
+// They are called directly: the dispatcher, with a step's worth of arguments, costs the host more than a small step does.
+// What it would do for a kernel is done here; whoever traces or transforms is kept away by
+// ladder_kernels/autograd.py.
 #pragma once
 
-#include <Python.h>
-#include <torch/library.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <ATen/record_function.h>
+
 #include <cstdio>
-#include <initializer_list>
 
 #include "autograd.h"
 #include "op.h"
 
 namespace ladder_kernels {
 
-// In the order of Step in ladder_kernels/backends/step.py, the variance map field by field.
-#define LADDER_STEP_SCHEMA                                                                                        \
-  "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, float temperature, " \
-  "int[]? window, bool elementwise, bool channels_last"
-
-constexpr const char* forward_schema =
-    "forward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
-    ") -> (Tensor? z, Tensor? kl_samplewise, Tensor? kl_samplewise_restricted, Tensor? kl_channelwise, "
-    "Tensor? kl_spatial, Tensor logprob_q, Tensor qvar_max, Tensor? kl_elementwise)";
-
-constexpr const char* backward_schema =
-    "backward(Tensor q, Tensor? p, Tensor? source, " LADDER_STEP_SCHEMA
-    ", Tensor? grad_z, Tensor? grad_samplewise, Tensor? grad_restricted, Tensor? grad_channelwise, "
-    "Tensor? grad_spatial, Tensor? grad_logprob_q, Tensor? grad_qvar_max, Tensor? grad_elementwise, "
-    "bool needs_q, bool needs_p, bool needs_latent) -> (Tensor? q, Tensor? p, Tensor? latent)";
-
-constexpr const char* sample_schema = "sample(Tensor q, Tensor? source, " LADDER_STEP_SCHEMA ") -> Tensor z";
-
-#undef LADDER_STEP_SCHEMA
-
-// False, with ImportError set, if torch is not the one that this file is compiled against.
-inline bool check_torch_version() {
-  PyObject* const torch = PyImport_ImportModule("torch");
-  if (torch == nullptr) return false;
-  PyObject* const version = PyObject_GetAttrString(torch, "__version__");
-  Py_DECREF(torch);
-  if (version == nullptr) return false;
-  PyObject* const text = PyObject_Str(version);
-  Py_DECREF(version);
-  if (text == nullptr) return false;
+// Raises ImportError if torch is not the one that this file is compiled against.
+inline void check_torch_version() {
+  const std::string version = pybind11::str(pybind11::module_::import("torch").attr("__version__"));
   int major = 0, minor = 0;
-  std::sscanf(PyUnicode_AsUTF8(text), "%d.%d", &major, &minor);
-  const bool same = major == TORCH_VERSION_MAJOR && minor == TORCH_VERSION_MINOR;
-  if (!same) {
-    PyErr_Format(PyExc_ImportError, "built for torch %s, this is torch %U", TORCH_VERSION, text);
+  std::sscanf(version.c_str(), "%d.%d", &major, &minor);
+  if (major != TORCH_VERSION_MAJOR || minor != TORCH_VERSION_MINOR) {
+    throw pybind11::import_error("built for torch " TORCH_VERSION ", this is torch " + version);
   }
-  Py_DECREF(text);
-  return same;
 }
 
-inline Options options_of(std::string_view draw, std::string_view kl, std::string_view variance,
-                          std::optional<double> raw_min, std::optional<double> raw_max, double beta, double floor,
-                          double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
-  constexpr double infinity = std::numeric_limits<double>::infinity();
-  const VarianceMap<double> map{raw_min.value_or(-infinity), raw_max.value_or(infinity), 2 * beta, 1 / beta, floor};
-  return {draw_named(draw), draw == "seed", kl_named(kl), variance_named(variance), map, temperature, window,
-          elementwise, channels_last};
+// The noise of a step, or its seed, of torch's generator where none is given: the numbers that torch.randn and
+// torch.randint give.
+inline OptionalTensor source_or_fresh(const OptionalTensor& source, const at::Tensor& q, const Options& options) {
+  if (source || options.draw != Draw::noise) return source;
+  const auto dtype = options.philox ? at::kLong : q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto like = q.options().dtype(dtype);
+  if (!options.philox) return at::randn(latent_shape(q), like);
+  return at::randint(std::numeric_limits<std::int64_t>::max(), at::IntArrayRef{}, like);
 }
 
-// The ops as the dispatcher calls them, argument by argument.
-template <ForwardOp* op>
-Outputs forward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, std::string_view draw,
-                   std::string_view kl, std::string_view variance, std::optional<double> raw_min,
-                   std::optional<double> raw_max, double beta, double floor, double temperature,
-                   at::OptionalIntArrayRef window, bool elementwise, bool channels_last) {
-  return op(q, p, source,
-            options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise,
-                       channels_last));
-}
+template <ForwardOp* native_forward, BackwardOp* native_backward, SampleOp* native_sample>
+struct Functions {
+  static Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
+                         const StepArguments& step) {
+    RECORD_FUNCTION("ladder_kernels::forward", c10::ArrayRef<const c10::IValue>{});
+    return differentiable(q, p, source, step, native_forward);
+  }
 
-template <SampleOp* op>
-at::Tensor sample_op(const at::Tensor& q, const OptionalTensor& source, std::string_view draw, std::string_view kl,
-                     std::string_view variance, std::optional<double> raw_min, std::optional<double> raw_max,
-                     double beta, double floor, double temperature, at::OptionalIntArrayRef window, bool elementwise,
-                     bool channels_last) {
-  Options options =
-      options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise, channels_last);
-  options.kl = KL::none;
-  return op(q, source, options);
-}
+  static at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, const StepArguments& step) {
+    RECORD_FUNCTION("ladder_kernels::sample", c10::ArrayRef<const c10::IValue>{});
+    const auto run = [](const at::Tensor& q, const OptionalTensor&, const OptionalTensor& source,
+                        const Options& options) { return Outputs{native_sample(q, source, options)}; };
+    return *differentiable(q, std::nullopt, source, step, run)[0];
+  }
 
-template <BackwardOp* op>
-Gradients backward_op(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
-                      std::string_view draw, std::string_view kl, std::string_view variance,
-                      std::optional<double> raw_min, std::optional<double> raw_max, double beta, double floor,
-                      double temperature, at::OptionalIntArrayRef window, bool elementwise, bool channels_last,
-                      const OptionalTensor& grad_z, const OptionalTensor& grad_samplewise,
-                      const OptionalTensor& grad_restricted, const OptionalTensor& grad_channelwise,
-                      const OptionalTensor& grad_spatial, const OptionalTensor& grad_logprob_q,
-                      const OptionalTensor& /*grad_qvar_max*/, const OptionalTensor& grad_elementwise, bool needs_q,
-                      bool needs_p, bool needs_latent) {
-  return op(q, p, source,
-            options_of(draw, kl, variance, raw_min, raw_max, beta, floor, temperature, window, elementwise,
-                       channels_last),
-            {grad_z, grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_logprob_q,
-             grad_elementwise},
-            {needs_q, needs_p, needs_latent});
-}
+  static Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
+                            const StepArguments& step, Outputs grads, const std::array<bool, 3>& needs) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    for (OptionalTensor& grad : grads) grad = materialized(grad);
+    return native_backward(materialized(q), materialized(p), materialized(source), step.options, named(grads),
+                           {needs[0], needs[1], needs[2]});
+  }
 
-// Not TORCH_LIBRARY, which would call torch while the file is loaded, before its version is known.
+ private:
+  template <class Run>
+  static Outputs differentiable(const at::Tensor& given_q, const OptionalTensor& given_p,
+                                const OptionalTensor& given_source, const StepArguments& step, const Run& run) {
+    const at::Tensor q = materialized(given_q);
+    const OptionalTensor p = materialized(given_p);
+    const OptionalTensor source = source_or_fresh(materialized(given_source), q, step.options);
+    const auto requires_grad = [](const OptionalTensor& tensor) { return tensor && tensor->requires_grad(); };
+    const bool records = at::GradMode::is_enabled() && (q.requires_grad() || requires_grad(p) || requires_grad(source));
+    if (!records) {
+      const at::AutoDispatchBelowADInplaceOrView below;
+      return run(q, p, source, step.options);
+    }
+    Outputs outputs;
+    const auto found = autograd::Differentiable<native_backward>::apply(q, p, source, step, run, &outputs);
+    auto differentiated = found.begin();
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      if (i != qvar_max && outputs[i]) outputs[i] = *differentiated++;
+    }
+    return outputs;
+  }
+};
+
+// Fills the extension module.
 template <ForwardOp* forward, BackwardOp* backward, SampleOp* sample>
-void register_ops(const char* name, std::initializer_list<c10::DispatchKey> keys) {
-  static torch::Library library(torch::Library::DEF, name, std::nullopt, __FILE__, __LINE__);
-  library.def(forward_schema);
-  library.def(backward_schema);
-  library.def(sample_schema);
-  autograd::backward_op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string(name) + "::backward").c_str(), "");
-  for (const c10::DispatchKey key : keys) {
-    library.impl("forward", torch::dispatch(key, forward_op<forward>));
-    library.impl("backward", torch::dispatch(key, backward_op<backward>));
-    library.impl("sample", torch::dispatch(key, sample_op<sample>));
-    const bool on_cpu = key == c10::DispatchKey::CPU;
-    const c10::DispatchKey above = on_cpu ? c10::DispatchKey::AutogradCPU : c10::DispatchKey::AutogradCUDA;
-    library.impl("forward", torch::dispatch(above, autograd::kernel(3)));
-    library.impl("sample", torch::dispatch(above, autograd::kernel(2)));
-  }
-}
-
-// What PyInit_<name> returns; the ops are registered as `library`::*, for the devices of `keys`.
-template <ForwardOp* forward, BackwardOp* backward, SampleOp* sample>
-PyObject* make_module(const char* name, const char* library, std::initializer_list<c10::DispatchKey> keys) {
-  if (!check_torch_version()) return nullptr;
-  try {
-    register_ops<forward, backward, sample>(library, keys);
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_ImportError, error.what());
-    return nullptr;
-  }
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, name, nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
+void define(pybind11::module_& module) {
+  check_torch_version();
+  using F = Functions<forward, backward, sample>;
+  using Number = std::optional<double>;
+  using Window = std::optional<std::vector<std::int64_t>>;
+  // Both extensions may have one.
+  pybind11::class_<StepArguments>(module, "Step", pybind11::module_local());
+  module.def("step", torch::wrap_pybind_function(
+                         [](const std::string& draw, const std::string& kl, const std::string& variance, Number raw_min,
+                            Number raw_max, double beta, double floor, double temperature, const Window& window,
+                            bool elementwise, bool channels_last) {
+                           return StepArguments({draw, kl, variance, raw_min, raw_max, beta, floor, temperature,
+                                                 window, elementwise, channels_last});
+                         }));
+  module.def("forward", torch::wrap_pybind_function_no_gil(&F::forward));
+  module.def("backward", torch::wrap_pybind_function_no_gil(&F::backward));
+  module.def("sample", torch::wrap_pybind_function_no_gil(&F::sample));
 }
 
 }  // namespace ladder_kernels

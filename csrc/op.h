@@ -3,14 +3,16 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 #include <string_view>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "formulas.h"
@@ -20,6 +22,9 @@ namespace ladder_kernels {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// Rows [w0, w1) and columns [w2, w3) of the last two dims.
+using WindowSides = std::array<std::int64_t, 4>;
+
 // Everything about a call that is not a tensor.
 struct Options {
   Draw draw;
@@ -28,13 +33,13 @@ struct Options {
   Variance variance;
   VarianceMap<double> map;
   double temperature;
-  at::OptionalIntArrayRef window;
+  std::optional<WindowSides> window;
   bool elementwise, channels_last;
 };
 
-// In the order of StepOutputs in ladder_kernels/backends/step.py.
-using Outputs = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, at::Tensor,
-                           at::Tensor, OptionalTensor>;
+// In the order of StepOutputs in ladder_kernels/backends/step.py; those not asked for are left out.
+using Outputs = std::array<OptionalTensor, 8>;
+constexpr std::size_t qvar_max = 6;  // the one that has no gradient
 
 // Gradients of the outputs; qvar_max has none.
 struct OutputGradients {
@@ -43,8 +48,12 @@ struct OutputGradients {
   bool have_kl() const { return samplewise || restricted || channelwise || spatial || elementwise; }
 };
 
+inline OutputGradients named(const Outputs& grads) {
+  return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[7]};
+}
+
 // Of q, p and a given latent.
-using Gradients = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
+using Gradients = std::array<OptionalTensor, 3>;
 struct Needs {
   bool q, p, latent;
 };
@@ -91,6 +100,43 @@ inline Variance variance_named(std::string_view name) {
   TORCH_CHECK_VALUE(name == "softplus", "variance must be stable, exp, logstd or softplus, got ", name);
   return Variance::softplus;
 }
+
+// A Step of ladder_kernels/backends/step.py: its fields in their order, the variance map's own in its place.
+inline Options options_of(const c10::ivalue::Tuple& step) {
+  auto field = step.elements().begin();
+  const auto number = [&](double if_none) { return field->isNone() ? (++field, if_none) : (field++)->toDouble(); };
+  Options options{};
+  const std::string& draw = (field++)->toStringRef();
+  options.draw = draw_named(draw);
+  options.philox = draw == "seed";
+  options.kl = kl_named((field++)->toStringRef());
+  options.variance = variance_named((field++)->toStringRef());
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  options.map.raw_min = number(-infinity);
+  options.map.raw_max = number(infinity);
+  const double beta = number(1);
+  options.map.twice_beta = 2 * beta;
+  options.map.inverse_beta = 1 / beta;
+  options.map.floor = number(0);
+  options.temperature = number(1);
+  if (const c10::IValue& window = *field++; !window.isNone()) {
+    const c10::List<std::int64_t> sides = window.toIntList();
+    TORCH_CHECK_VALUE(sides.size() == 4, "window must be rows and columns [start, stop), got ", window);
+    options.window = WindowSides{sides[0], sides[1], sides[2], sides[3]};
+  }
+  options.elementwise = (field++)->toBool();
+  options.channels_last = (field++)->toBool();
+  return options;
+}
+
+// A step as it was given, and what it says.
+struct StepArguments {
+  explicit StepArguments(std::vector<c10::IValue> fields)
+      : given(c10::ivalue::Tuple::create(std::move(fields))), options(options_of(*given)) {}
+
+  c10::intrusive_ptr<c10::ivalue::Tuple> given;
+  Options options;
+};
 
 // ---- Shapes.
 
@@ -174,10 +220,10 @@ inline void check_inputs(const at::Tensor& q, const OptionalTensor& p, const Opt
 }
 
 // Rows and columns [start, stop) of the last two dims, `height` and `width` long.
-inline void check_window(at::IntArrayRef w, std::int64_t height, std::int64_t width) {
-  TORCH_CHECK_VALUE(w.size() == 4 && 0 <= w[0] && w[0] <= w[1] && w[1] <= height && 0 <= w[2] && w[2] <= w[3] &&
+inline void check_window(const WindowSides& w, std::int64_t height, std::int64_t width) {
+  TORCH_CHECK_VALUE(0 <= w[0] && w[0] <= w[1] && w[1] <= height && 0 <= w[2] && w[2] <= w[3] &&
                         w[3] <= width,
-                    "window must be rows and columns [start, stop) of the latent, got ", w);
+                    "window must be rows and columns [start, stop) of the latent, got ", at::IntArrayRef(w));
 }
 
 // In the right shapes, z's as q and the others in dtype `sums`; and only of outputs that the step has.
@@ -202,6 +248,17 @@ inline OutputGradients check_gradients(const OutputGradients& grads, const at::T
           checked(grads.spatial, "the gradient of kl_spatial", spatial_shape(q), sums),
           checked(grads.log_q, "the gradient of logprob_q", {batch}, sums),
           checked(grads.elementwise, "the gradient of kl_elementwise", latent_shape(q), sums)};
+}
+
+// ---- What the dispatcher would do.
+
+// Neither lazily negated nor zeros without memory.
+inline at::Tensor materialized(const at::Tensor& tensor) {
+  return tensor.is_neg() || tensor._is_zerotensor() ? tensor.clone() : tensor;
+}
+
+inline OptionalTensor materialized(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(materialized(*tensor)) : std::nullopt;
 }
 
 // ---- What the ops make.
@@ -250,12 +307,12 @@ T* data_of(const OptionalTensor& tensor) {
 
 // The sums of no elements.
 inline void fill_empty(Outputs& out) {
-  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
+  auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, kl] = out;
   for (OptionalTensor* const sum : {&samplewise, &restricted, &channelwise, &spatial}) {
     if (*sum) (*sum)->zero_();
   }
-  logprob_q.zero_();
-  qvar_max.fill_(-std::numeric_limits<double>::infinity());
+  logprob_q->zero_();
+  largest->fill_(-std::numeric_limits<double>::infinity());
 }
 
 // What of a step gradients flow through, as `step_gradients` wants it. A term whose incoming gradient is absent does

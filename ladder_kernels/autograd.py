@@ -4,6 +4,7 @@ Autograd is a Function here, or for the native ops csrc/autograd.h, which does t
 parameters and the noise, seed or given latent: nothing else of the latent's size.
 """
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from torch.autograd import forward_ad
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import choose, choose_while_tracing, makes_noise
-from ladder_kernels.backends.step import Step, StepGrads, with_zeros
+from ladder_kernels.backends.step import Step, StepGrads, compute_dtype, with_zeros
+from ladder_kernels.geometry import latent_shape
+from ladder_kernels.noise import draw_noise, draw_seed
 
 Tensors = tuple[Any, ...]
 
@@ -23,13 +26,10 @@ class Route(NamedTuple):
     """How a call is served: eagerly, as an operator that somebody records, or by the plain formula that anybody can."""
 
     backend: str
+    makes_noise: bool
+    """Whether fresh noise is Philox by default: where the backend that serves makes it in a kernel."""
     eager: ModuleType | None = None
     plain: bool = False
-
-    @property
-    def makes_noise(self) -> bool:
-        """Whether fresh noise is Philox by default: where the backend that serves makes it in a kernel."""
-        return makes_noise(self.backend)
 
 
 def route(q: Tensor, p: Tensor | None = None) -> Route:
@@ -37,32 +37,47 @@ def route(q: Tensor, p: Tensor | None = None) -> Route:
     if torch.compiler.is_compiling():
         name = choose_while_tracing(q.device.type)
         # A compiler sees into plain torch and fuses it; any other backend is an operator to it.
-        return Route(name, plain=name == "torch" or _is_transformed() or torch.onnx.is_in_onnx_export())
+        plain = name == "torch" or _is_transformed() or torch.onnx.is_in_onnx_export()
+        return Route(name, makes_noise(name), plain=plain)
     backend = choose(q, p, None)
     if _is_transformed() or torch._C._is_tracing():  # torch.jit.trace writes down ATen calls
-        return Route(backend.NAME, plain=True)
+        return Route(backend.NAME, makes_noise(backend.NAME), plain=True)
     are_plain = type(q) in _PLAIN and type(p) in _PLAIN
     if not are_plain or torch._C._len_torch_dispatch_stack():  # make_fx, fake tensors
-        return Route(backend.NAME, plain=backend is torch_backend)
-    return Route(backend.NAME, backend)
+        return Route(backend.NAME, makes_noise(backend.NAME), plain=backend is torch_backend)
+    return _eager_route(backend)
+
+
+@functools.cache
+def _eager_route(backend: ModuleType) -> Route:
+    return Route(backend.NAME, makes_noise(backend.NAME), backend)
 
 
 def run_step(route: Route, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
-    """The entries of `StepOutputs`, differentiable."""
+    """The entries of `StepOutputs`, differentiable. Noise or a seed that `step.draw` asks for, and is not given, is drawn."""
+    if route.eager is not None and route.eager.DIFFERENTIABLE:
+        return route.eager.forward(q, p, source, step)
+    source = source_or_fresh(q, source, step.draw)
     if route.eager is not None:
-        if route.eager.DIFFERENTIABLE:
-            return route.eager.forward(q, p, source, step)
         return NormalSampleKL.apply(q, p, source, step, route.eager)
     return torch_backend.forward(q, p, source, step) if route.plain else ops.step(q, p, source, step, route.backend)
 
 
 def run_sample(route: Route, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-    """z, differentiable."""
+    """z, differentiable; `source` as in `run_step`."""
+    if route.eager is not None and route.eager.DIFFERENTIABLE:
+        return route.eager.sample(q, source, step)
+    source = source_or_fresh(q, source, step.draw)
     if route.eager is not None:
-        if route.eager.DIFFERENTIABLE:
-            return route.eager.sample(q, source, step)
         return NormalSample.apply(q, source, step, route.eager)
     return torch_backend.sample(q, source, step) if route.plain else ops.sample(q, source, step, route.backend)
+
+
+def source_or_fresh(q: Tensor, source: Tensor | None, draw: str) -> Tensor | None:
+    """`source`, or where there is none what `Step.draw` asks for: a seed, or noise, that torch's generator draws."""
+    if source is not None or draw not in ("noise", "seed"):
+        return source
+    return draw_seed(q.device) if draw == "seed" else draw_noise(latent_shape(q), compute_dtype(q), q.device)
 
 
 def _is_transformed() -> bool:

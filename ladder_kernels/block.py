@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ladder_kernels.autograd import route
-from ladder_kernels.functional import fresh_source, normal_sample, normal_sample_kl, sample_with_log_density
+from ladder_kernels.autograd import route, source_or_fresh
+from ladder_kernels.functional import normal_sample, normal_sample_kl, sample_with_log_density
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
 from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
 from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
@@ -175,36 +175,40 @@ class NormalStochasticBlock(Stages):
         self._validate(call, q, p)
         if call.force_constant_output:
             p, shown_p = p[:1], copy_first(p)
-        metrics = normal_sample_kl(
+        variance = self._variance(call.var_clip_max)
+        z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = normal_sample_kl(
             q,
             p,
             analytical_kl=call.analytical_kl,
             vanilla_latent_hw=self._vanilla_latent_hw,
             elementwise=True,
-            variance=self._variance(call.var_clip_max),
+            variance=variance,
             **self._source(q, call),
         )
         return {
-            **{key: getattr(metrics, key) for key in KL_KEYS},
-            "z": metrics.z,
-            "p_params": self._parameter_pair(shown_p, call.var_clip_max),
-            "q_params": self._parameter_pair(q, call.var_clip_max),
-            "logprob_q": metrics.logprob_q,
-            "qvar_max": metrics.qvar_max,
+            "kl_elementwise": kl,
+            "kl_samplewise": samplewise,
+            "kl_samplewise_restricted": restricted,
+            "kl_spatial": spatial,
+            "kl_channelwise": channelwise,
+            "z": z,
+            "p_params": self._shown_p(shown_p, variance),
+            "q_params": _shown(q, variance),
+            "logprob_q": logprob_q,
+            "qvar_max": qvar_max,
         }
 
     def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
         q = self._packed_q(q_params)
         self._validate(call, q)
-        z, logprob_q, qvar_max = sample_with_log_density(
-            q, variance=self._variance(call.var_clip_max), **self._source(q, call)
-        )
+        variance = self._variance(call.var_clip_max)
+        z, logprob_q, qvar_max = sample_with_log_density(q, variance=variance, **self._source(q, call))
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
-            "p_params": self._late_p(p_params, call),
-            "q_params": self._parameter_pair(q, call.var_clip_max),
+            "p_params": self._late_p(p_params, call, variance),
+            "q_params": _shown(q, variance),
             "logprob_q": logprob_q,
             "qvar_max": qvar_max,
         }
@@ -213,11 +217,10 @@ class NormalStochasticBlock(Stages):
         """Generation: z from p; no q and no KL."""
         p = self._packed_p(p_params)
         self._validate(call, p)
+        variance = self._variance(call.var_clip_max)
         z = call.forced_latent
         if z is None:
-            z = normal_sample(
-                p, **self._noise_source(p, mode=call.use_mean), variance=self._variance(call.var_clip_max)
-            )
+            z = normal_sample(p, **self._noise_source(p, mode=call.use_mean), variance=variance)
         elif z.shape[1:] != latent_shape(p)[1:]:
             raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
         if call.force_constant_output:
@@ -225,23 +228,23 @@ class NormalStochasticBlock(Stages):
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
-            "p_params": self._shown_p(p, call),
+            "p_params": self._shown_p(copy_first(p) if call.force_constant_output else p, variance),
             "q_params": None,
             "logprob_q": None,
             "qvar_max": z.new_zeros(()),
         }
 
-    def _shown_p(self, p: Tensor, call: Call) -> tuple[StableMean, StableLogVar]:
-        return self._parameter_pair(copy_first(p) if call.force_constant_output else p, call.var_clip_max)
+    def _shown_p(self, p: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+        # The caller's own tensor may be another one by the time that it is read.
+        return _shown(p, variance) if self.transform_p_params else parameter_pair(p, variance)
 
-    def _late_p(self, p_params: Tensor, call: Call) -> tuple[StableMean, StableLogVar]:
+    def _late_p(self, p_params: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
         """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
         if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
-            return self._shown_p(self._packed_p(p_params), call)
+            p = self._packed_p(p_params)
+            return self._shown_p(copy_first(p) if call.force_constant_output else p, variance)
         late = LateCall(self.conv_in_p, p_params)
-        return late_parameter_pair(
-            lambda: copy_first(late()) if call.force_constant_output else late(), self._variance(call.var_clip_max)
-        )
+        return late_parameter_pair((lambda: copy_first(late())) if call.force_constant_output else late, variance)
 
     def _packed_p(self, p_params: Tensor) -> Tensor:
         """The packed parameters of p (B or 1, 2 * c_vars, *S)."""
@@ -254,7 +257,7 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes:
+        if allow_oddsizes or self.allow_oddsizes or q.shape[-1] % 2 == 0:
             return q
         return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
 
@@ -288,8 +291,8 @@ class NormalStochasticBlock(Stages):
             return {"mode": True}
         if self.rng is None:
             return {}
-        draw, source = fresh_source(packed, self.rng == "philox")
-        return {draw: source}
+        draw = "seed" if self.rng == "philox" else "noise"
+        return {draw: source_or_fresh(packed, None, draw)}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
         """With `validate_args`, upstream's ValueError for invalid parameters or a latent with NaN."""
@@ -307,9 +310,20 @@ class NormalStochasticBlock(Stages):
 
     def _has_overrides(self) -> bool:
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
-        cls = type(self)
-        return any(name in self.__dict__ or getattr(cls, name) is not getattr(Stages, name) for name in STAGES)
+        cls, own = type(self), self.__dict__
+        for name, stage in _STAGES:  # not `any`, whose generator costs more than the loop
+            if name in own or getattr(cls, name) is not stage:
+                return True
+        return False
 
+
+def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+    """Parameters in `data`: a compiler, which drops what is not read, sees them as they are."""
+    make = parameter_pair if torch.compiler.is_compiling() else late_parameter_pair
+    return make(packed, variance)
+
+
+_STAGES = tuple((name, getattr(Stages, name)) for name in STAGES)
 
 # A block makes the same one at every call.
 _variance_map = functools.lru_cache(maxsize=32)(VarianceMap)

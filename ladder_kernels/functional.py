@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.autograd import Route, route, run_sample, run_step
-from ladder_kernels.backends.step import Step, compute_dtype
+from ladder_kernels.backends.step import Step
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
-from ladder_kernels.noise import draw_noise, draw_seed
 from ladder_kernels.variance import VarianceMap, as_number
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -96,28 +95,23 @@ def normal_sample_kl(
         _check_prior(p_params, q_params)
     way = route(q_params, p_params)
     draw, source = _source(q_params, way, noise=noise, latent=latent, seed=seed, mode=mode)
-    window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    window = None
+    if vanilla_latent_hw is not None:
+        window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    # By position, here and below: names cost as much as what they name.
     step = Step(
-        draw=draw,
-        kl="analytic" if analytical_kl else "monte_carlo",
-        variance=_checked(variance),
-        temperature=as_number(temperature, "temperature"),
-        window=window,
-        elementwise=elementwise,
-        channels_last=is_channels_last(q_params),
+        draw,
+        "analytic" if analytical_kl else "monte_carlo",
+        _checked(variance),
+        as_number(temperature, "temperature"),
+        window,
+        elementwise,
+        is_channels_last(q_params),
     )
-    outputs = run_step(way, q_params, p_params, source, step)
-    z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = outputs
-    return SampleKL(
-        z=z if latent is None else latent,
-        kl_samplewise=samplewise,
-        kl_samplewise_restricted=samplewise if restricted is None else restricted,
-        kl_channelwise=channelwise,
-        kl_spatial=spatial,
-        logprob_q=logprob_q,
-        qvar_max=qvar_max,
-        kl_elementwise=kl,
-    )
+    z, samplewise, restricted, *others = run_step(way, q_params, p_params, source, step)
+    if latent is not None:
+        z = latent
+    return SampleKL(z, samplewise, samplewise if restricted is None else restricted, *others)
 
 
 def normal_sample(
@@ -221,9 +215,7 @@ def _checked(variance: VarianceMap) -> VarianceMap:
     return variance
 
 
-def _window_side(vanilla_latent_hw: int | None) -> int | None:
-    if vanilla_latent_hw is None:
-        return None
+def _window_side(vanilla_latent_hw: int) -> int:
     side = _as_integer(vanilla_latent_hw, "vanilla_latent_hw", "a positive integer or None")
     if side < 1:
         raise ValueError(f"vanilla_latent_hw must be a positive integer or None, got {side}")
@@ -248,13 +240,13 @@ def _source(
     seed: Tensor | int | None,
     mode: bool,
 ) -> tuple[Any, Tensor | None]:
-    """`Step.draw` and its tensor."""
+    """`Step.draw` and its tensor; None for fresh noise too."""
+    if noise is None and latent is None and seed is None and not mode:
+        return "seed" if way.makes_noise else "noise", None
     given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
     given += ["mode"] if mode else []
     if len(given) > 1:
         raise ValueError(f"z has one source: give at most one of noise, latent, seed, mode; got {', '.join(given)}")
-    if not given:
-        return fresh_source(packed, way.makes_noise)
     if mode:
         return "mode", None
     if seed is not None:
@@ -265,13 +257,6 @@ def _source(
     assert latent is not None  # what is left
     _check_latent(latent, "latent", packed)
     return "latent", latent
-
-
-def fresh_source(packed: Tensor, philox: bool) -> tuple[Any, Tensor]:
-    """`Step.draw` and its tensor for noise that torch's generator draws: a seed of it, or all of it."""
-    if philox:
-        return "seed", draw_seed(packed.device)
-    return "noise", draw_noise(latent_shape(packed), compute_dtype(packed), packed.device)
 
 
 def _check_latent(tensor: Tensor, name: str, packed: Tensor) -> None:

@@ -16,6 +16,11 @@ def is_channels_last(packed: Tensor) -> bool:
     return packed.stride(1) == 1 and math.prod(packed.shape[2:]) > 1
 
 
+def device_type(tensor: Tensor) -> str:
+    """`tensor.device.type`, a string that torch makes anew every time: 4 us of a small step."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
+
+
 class _Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -1,7 +1,6 @@
 """Look-alikes of upstream's StableMean and StableLogVar: a Gaussian's parameters, mapped when they are asked for."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ladder_kernels.backends.torch.formulas import Gaussian, clamp, gaussian
-from ladder_kernels.geometry import center_crop
+from ladder_kernels.geometry import center_crop, device_type
 from ladder_kernels.variance import VarianceMap
 
 _VAR_EPS = VarianceMap("stable").floor
@@ -109,39 +108,58 @@ def parameter_pair(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, S
     return StableMean(mean), StableLogVar(raw, variance=variance)
 
 
-def late_parameter_pair(compute: Callable[[], Tensor], variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
-    """The same of packed parameters that are computed when one of the two is first read."""
-    halves: list[Tensor] = []
+def late_parameter_pair(
+    packed: Tensor | Callable[[], Tensor], variance: VarianceMap
+) -> tuple[StableMean, StableLogVar]:
+    """The same, but the views, and what they are of, are made when one of the two is first read, as they would be now.
 
-    def half(index: int) -> Tensor:
-        if not halves:
-            halves.extend(compute().chunk(2, dim=1))
-        return halves[index]
+    Nobody reads most of them, and with their autograd they cost a fifth of a small step.
+    """
+    halves = _LateHalves(packed)
+    return StableMean(halves.mean), StableLogVar(halves.raw, variance=variance)
 
-    return StableMean(lambda: half(0)), StableLogVar(lambda: half(1), variance=variance)
+
+class _LateHalves:
+    """The halves of packed parameters, in the gradient and inference mode of now."""
+
+    def __init__(self, packed: Tensor | Callable[[], Tensor]) -> None:
+        self._packed_or_late = packed
+        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self._halves: Sequence[Tensor] = ()
+
+    def mean(self) -> Tensor:
+        return self._half(0)
+
+    def raw(self) -> Tensor:
+        return self._half(1)
+
+    def _half(self, index: int) -> Tensor:
+        if not self._halves:
+            with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad):
+                packed = self._packed_or_late
+                self._halves = (packed if isinstance(packed, Tensor) else packed()).chunk(2, dim=1)
+        return self._halves[index]
 
 
 class LateCall:
     """`module(features)`, computed later as it would have been now, or not at all.
 
-    The gradient mode, inference mode and autocast are those of now. If an in-place change of the features, a step of
-    an optimizer, an average of weights or a loaded checkpoint has come in between, calling it raises RuntimeError.
+    Autocast is that of now. If an in-place change of the features, a step of an optimizer, an average of weights or a
+    loaded checkpoint has come in between, calling it raises RuntimeError.
     """
 
     def __init__(self, module: nn.Module, features: Tensor) -> None:
         self._module, self._features = module, features
-        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        device = features.device.type
+        device = device_type(features)
         self._autocast: dict[str, Any] = {"device_type": device, "enabled": torch.is_autocast_enabled(device)}
         if self._autocast["enabled"]:
             self._autocast["dtype"] = torch.get_autocast_dtype(device)
             self._autocast["cache_enabled"] = torch.is_autocast_cache_enabled()
-        parameters = [*module.parameters()]
+        parameters = _parameters(module)
         self._versions = self._versions_now(parameters)
         # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
         # Of a convolution the bias, its smallest; none of a module without parameters.
-        with torch.no_grad():
-            self._last_values = [parameter.clone() for parameter in parameters[-1:]]
+        self._last_values = [parameter.detach().clone() for parameter in parameters[-1:]]
 
     def __call__(self) -> Tensor:
         if not self._is_unchanged():
@@ -149,29 +167,27 @@ class LateCall:
                 f"this value was left out of the call and can no longer be computed: the weights of {self._module} or "
                 "its input have changed since"
             )
-        with self._then():
+        with torch.autocast(**self._autocast):
             return self._module(self._features)
 
     def _is_unchanged(self) -> bool:
-        parameters = [*self._module.parameters()]
+        parameters = _parameters(self._module)
         return self._versions_now(parameters) == self._versions and all(
             torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
             for now, then in zip(parameters[-1:], self._last_values, strict=True)
         )
 
-    @contextlib.contextmanager
-    def _then(self) -> Iterator[None]:
-        with (
-            torch.inference_mode(self._inference),
-            torch.set_grad_enabled(self._grad),
-            torch.autocast(**self._autocast),
-        ):
-            yield
-
     def _versions_now(self, parameters: list[nn.Parameter]) -> list[int | None]:
         # Tensors of the inference mode have none.
         tensors = (self._features, *parameters, *self._module.buffers())
         return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    if module._modules:
+        return [*module.parameters()]
+    # Of a convolution, which has none below it: the walk costs as much as all else here.
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
 
 
 def _register(cls: type[_Parameter]) -> None:

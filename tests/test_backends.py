@@ -1,13 +1,14 @@
 """Selection of the backend: forced, automatic, and what the user is told."""
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +18,18 @@ from ladder_kernels.backends import select
 from ladder_kernels.noise import philox_normal
 
 
+def pretend(monkeypatch, find):
+    """Let `find` tell what backends there are, and nothing be known or said of them yet."""
+    monkeypatch.setattr(select, "_find", find)
+    for cached in ("_available", "_say_not_used"):
+        monkeypatch.setattr(select, cached, functools.cache(getattr(select, cached).__wrapped__))
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """The cpp backend as one that cannot run."""
     original = select._find
-    monkeypatch.setattr(select, "_find", lambda name: (None, "it is broken") if name == "cpp" else original(name))
-    select._say_once.cache_clear()
+    pretend(monkeypatch, lambda name: (None, "it is broken") if name == "cpp" else original(name))
 
 
 @pytest.fixture
@@ -30,8 +37,7 @@ def picky(monkeypatch):
     """The cpp backend as one that takes no tensor of this call."""
     module = SimpleNamespace(NAME="cpp", unsupported=lambda q, p, source: "tensors are too blue")
     original = select._find
-    monkeypatch.setattr(select, "_find", lambda name: (module, None) if name == "cpp" else original(name))
-    select._say_once.cache_clear()
+    pretend(monkeypatch, lambda name: (module, None) if name == "cpp" else original(name))
 
 
 def call():
@@ -125,8 +131,9 @@ def test_use_backend_holds_for_its_own_task_alone():
 @pytest.mark.parametrize("name", select.NAMES)
 def test_noise_is_philox_by_default_where_a_kernel_makes_it(monkeypatch, name):
     """Of a backend that runs here in another's place: what is drawn depends on which one serves."""
-    stand_in = SimpleNamespace(**{**vars(select.load("torch")), "NAME": name})
-    monkeypatch.setattr(select, "_find", lambda _: (stand_in, None))
+    stand_in = ModuleType(name)
+    vars(stand_in).update(vars(select.load("torch")), NAME=name)
+    pretend(monkeypatch, lambda _: (stand_in, None))
     q = torch.zeros(1, 2, 8)
     torch.manual_seed(0)
     z = ladder_kernels.normal_sample(q, variance=ladder_kernels.VarianceMap("exp"))

@@ -16,7 +16,7 @@ from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.test_functional import packed, random_incoming
 
-importlib.import_module("ladder_kernels._C")  # registers torch.ops.ladder_kernels_cpu
+native = importlib.import_module("ladder_kernels._C")
 
 
 def step_and_gradients(shape, p_batch, layout=torch.contiguous_format):
@@ -49,6 +49,7 @@ WRONG = {
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
     "draw": (Q, None, None, ("dice", *STEP[1:]), {}, "draw must be noise, seed, latent or mode, got dice"),
     "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
+    "short window": (Q, None, None, (*STEP[:8], (0, 1, 0), *STEP[9:]), {}, r"window must be rows and columns .*\[0, 1, 0\]"),
     "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
     "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
     "window": (Q, None, None, (*STEP[:8], (0, 1, 0, 4), *STEP[9:]), {}, r"window .*got \[0, 1, 0, 4\]"),
@@ -62,19 +63,17 @@ WRONG = {
     ),
     "kl": (Q, None, None, ("mode", "exact", *STEP[2:]), {}, "kl must be monte_carlo, analytic or none, got exact"),
     "p without a KL": (Q, Q, None, ("mode", "none", *STEP[2:]), {}, r"'none' needs no p, got one of shape \[2, 4, 3\]"),
-    "gradient": (Q, None, None, STEP, {"grad_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
-    "gradient of no KL": (Q, None, None, ("mode", "none", *STEP[2:]), {"grad_samplewise": Q}, "'none' has no KL"),
-    "gradient of no window": (Q, None, None, STEP, {"grad_restricted": Q}, "without a window"),
-    "gradient of a given z": (Q, None, Q[:, :2], ("latent", *STEP[1:]), {"grad_z": Q[:, :2]}, "has no output z"),
+    "gradient": (Q, None, None, STEP, {"kl_spatial": torch.zeros(2, 4)}, r"kl_spatial must have shape \[2, 3\]"),
+    "gradient of no KL": (Q, None, None, ("mode", "none", *STEP[2:]), {"kl_samplewise": Q}, "'none' has no KL"),
+    "gradient of no window": (Q, None, None, STEP, {"kl_samplewise_restricted": Q}, "without a window"),
+    "gradient of a given z": (Q, None, Q[:, :2], ("latent", *STEP[1:]), {"z": Q[:, :2]}, "has no output z"),
 }
 
 
 @pytest.mark.parametrize(("q", "p", "source", "step", "grads", "message"), WRONG.values(), ids=WRONG)
-def test_the_ops_refuse_what_does_not_fit(q, p, source, step, grads, message):
-    names = [argument.name for argument in torch.ops.ladder_kernels_cpu.backward.default._schema.arguments[14:22]]
-    incoming = [grads.get(name) for name in names]
+def test_the_native_functions_refuse_what_does_not_fit(q, p, source, step, grads, message):
     with pytest.raises(ValueError, match=message):
-        torch.ops.ladder_kernels_cpu.backward(q, p, source, *step, *incoming, True, False, False)
+        native.backward(q, p, source, native.step(*step), StepGrads(**grads), (True, False, False))
 
 
 def run(step, q, p, source, grads, needs=(True, True, True)):

@@ -78,13 +78,13 @@ def test_the_backend_says_why_it_does_not_run():
 
 
 @needs_the_extension
-def test_the_ops_refuse_tensors_of_the_cpu():
-    importlib.import_module("ladder_kernels._CUDA")
-    q, step = torch.zeros(1, 2, 4), ("mode", "monte_carlo", "stable", None, None, 1.0, 1e-6, 1.0, None, False, False)
-    ops = torch.ops.ladder_kernels_cuda
+def test_the_native_functions_refuse_tensors_of_the_cpu():
+    native = importlib.import_module("ladder_kernels._CUDA")
+    q = torch.zeros(1, 2, 4)
+    step = native.step("mode", "monte_carlo", "stable", None, None, 1.0, 1e-6, 1.0, None, False, False)
     with pytest.raises(ValueError, match="q must be on a GPU, got cpu"):
-        ops.sample(q, None, *step)
+        native.sample(q, None, step)
     with pytest.raises(ValueError, match="q must be on a GPU, got cpu"):
-        ops.forward(q, None, None, *step)
+        native.forward(q, None, None, step)
     with pytest.raises(ValueError, match="q must be on a GPU, got cpu"):
-        ops.backward(q, None, None, *step, *[None] * 8, True, False, False)
+        native.backward(q, None, None, step, [None] * 8, (True, False, False))

@@ -139,12 +139,23 @@ def test_p_of_a_prediction_is_not_computed_before_it_is_read(backend):
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_p_has_the_gradient_mode_of_the_call(backend, enabled):
-    module, p = block(), features()
+@pytest.mark.parametrize("mode_pred", [False, True])
+@pytest.mark.parametrize("key", ["p_params", "q_params"])
+def test_parameters_have_the_gradient_mode_of_the_call(backend, enabled, mode_pred, key):
     with torch.set_grad_enabled(enabled):
-        data = predict(module, p, features())
+        _, data = block()(features(), features(), mode_pred=mode_pred)
     with torch.set_grad_enabled(not enabled):
-        assert data["p_params"][0].get().requires_grad == enabled
+        assert all(parameter._tensor.requires_grad == enabled for parameter in data[key])
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+@pytest.mark.parametrize("key", ["p_params", "q_params"])
+def test_parameters_first_read_in_inference_mode_are_those_of_the_call(backend, mode_pred, key):
+    _, data = block()(features(), features(), mode_pred=mode_pred)
+    with torch.inference_mode():
+        mean = data[key][0].get()
+    assert not mean.is_inference()
+    assert mean.requires_grad
 
 
 def test_p_of_a_prediction_under_autocast_has_the_dtype_of_autocast(backend):

@@ -663,6 +663,14 @@ def test_negative_views_are_read_with_their_sign(backend):
     torch.testing.assert_close(grad, expected_grad)
 
 
+def test_zeros_without_memory_are_read_as_zeros(backend):
+    zeros = torch._efficientzerotensor((2, 4, 3))
+    expected = normal_sample_kl(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), seed=3)
+    found = normal_sample_kl(zeros, zeros, seed=3)
+    torch.testing.assert_close(found.z, expected.z)
+    torch.testing.assert_close(found.kl_spatial, expected.kl_spatial)
+
+
 def test_the_noise_of_a_seed_has_the_order_of_the_call_in_backward_too(backend):
     """However the saved parameters come back: from the CPU or a disk they may be contiguous."""
     q = packed((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last).requires_grad_()

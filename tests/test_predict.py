@@ -12,7 +12,7 @@ from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood
 from torch import Tensor, nn
 
-from ladder_kernels import functional, patch_model, predict_mmse
+from ladder_kernels import autograd, patch_model, predict_mmse, use_backend
 from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
 from tests.careamics_models import HDN, TILES, Setup
 
@@ -77,9 +77,10 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             )
             return torch.cat([torch.randn(one, dtype=dtype, generator=generator) for generator in generators])
 
-        monkeypatch.setattr(functional, "draw_noise", draw)
+        monkeypatch.setattr(autograd, "draw_noise", draw)
 
-    return install
+    with use_backend("torch"):  # a native one draws by itself
+        yield install
 
 
 # The numbers.

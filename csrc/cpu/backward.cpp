@@ -1,5 +1,3 @@
-#include <ATen/ops/empty.h>
-
 #include <vector>
 
 #include "host.h"
@@ -13,26 +11,34 @@ struct SharedGradients {
   std::vector<double> by_channel, by_position;
 };
 
+// Calls `use` with the values of `grad`, in order.
+template <class Use>
+void with_values(const at::Tensor& grad, const Use& use) {
+  const at::Tensor values = grad.contiguous();
+  values.scalar_type() == at::kDouble ? use(values.const_data_ptr<double>()) : use(values.const_data_ptr<float>());
+}
+
 // Adds `grad` (batch,) or (batch, ...) to `totals`, each of its values to `count` consecutive ones.
 void add(std::vector<double>& totals, const OptionalTensor& grad, std::int64_t count) {
   if (!grad) return;
-  const at::Tensor values = grad->to(at::kDouble).contiguous();
-  for (std::size_t i = 0; i < totals.size(); ++i) totals[i] += values.const_data_ptr<double>()[i / count];
+  with_values(*grad, [&](const auto* values) {
+    for (std::size_t i = 0; i < totals.size(); ++i) totals[i] += values[i / count];
+  });
 }
 
 // Adds `grad` (batch,) to the positions inside the window.
-void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Grid& grid, const Window& window) {
-  const at::Tensor values = grad.to(at::kDouble).contiguous();
-  for (std::int64_t plane = 0; plane < grid.batch * grid.space[0]; ++plane) {
-    const double value = values.const_data_ptr<double>()[plane / grid.space[0]];
-    for (std::int64_t y = window[0]; y < window[1]; ++y) {
-      double* const row = totals.data() + (plane * grid.space[1] + y) * grid.space[2];
-      for (std::int64_t x = window[2]; x < window[3]; ++x) row[x] += value;
+void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Grid& grid, const WindowSides& window) {
+  with_values(grad, [&](const auto* values) {
+    for (std::int64_t plane = 0; plane < grid.batch * grid.space[0]; ++plane) {
+      for (std::int64_t y = window[0]; y < window[1]; ++y) {
+        double* const row = totals.data() + (plane * grid.space[1] + y) * grid.space[2];
+        for (std::int64_t x = window[2]; x < window[3]; ++x) row[x] += values[plane / grid.space[0]];
+      }
     }
-  }
+  });
 }
 
-SharedGradients shared_gradients(const Grid& grid, const std::optional<Window>& window, const OutputGradients& grads) {
+SharedGradients shared_gradients(const Grid& grid, const std::optional<WindowSides>& window, const OutputGradients& grads) {
   SharedGradients shared;
   shared.by_channel.resize(grid.batch * grid.channels);
   add(shared.by_channel, grads.samplewise, grid.channels);
@@ -61,13 +67,12 @@ Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalT
   Step& step = call.step;
   const Grid& grid = step.grid;
   const OutputGradients grads = check_gradients(given, q, options, step.in_double ? at::kDouble : at::kFloat);
-  const auto restricted_to = window_of(options.window, grid);
   const Used used = used_by(grads, options);
   if (!used.variances) return {gradient_of_means(grads, q, needs.q, options.channels_last), {}, {}};
   step.draw = used.draw;
   step.kl = used.kl;
 
-  const auto [by_channel, by_position] = shared_gradients(grid, restricted_to, grads);
+  const auto [by_channel, by_position] = shared_gradients(grid, options.window, grads);
   std::vector<double> log_q(grid.batch);
   add(log_q, grads.log_q, 1);
   call.by_channel = by_channel.data();

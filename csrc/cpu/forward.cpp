@@ -1,5 +1,6 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
+
+#include <memory>
 
 #include "host.h"
 
@@ -25,7 +26,7 @@ double sum(const double* values, std::int64_t count) {
   return total;
 }
 
-double sum_window(const double* by_position, const Grid& grid, const Window& window) {
+double sum_window(const double* by_position, const Grid& grid, const WindowSides& window) {
   double total = 0;
   for (std::int64_t plane = 0; plane < grid.space[0]; ++plane) {
     for (std::int64_t y = window[0]; y < window[1]; ++y) {
@@ -43,7 +44,7 @@ struct Sums {
 };
 
 template <class T>
-void combine_kl(const Forward& call, const std::optional<Window>& window, const Sums<T>& out, std::int64_t sample) {
+void combine_kl(const Forward& call, const std::optional<WindowSides>& window, const Sums<T>& out, std::int64_t sample) {
   const Grid& grid = call.step.grid;
   const double* const by_row =
       add_blocks(call.row_sums + sample * grid.column_blocks * grid.rows, grid.column_blocks, grid.rows);
@@ -84,7 +85,7 @@ double largest_log_variance(const Forward& call) {
 // From the partial sums of units to the outputs, in fixed order and in double. There is at least one unit; its partial
 // sums are used up.
 template <class T>
-void combine(const Forward& call, const std::optional<Window>& window, Sums<T> out) {
+void combine(const Forward& call, const std::optional<WindowSides>& window, Sums<T> out) {
   const Grid& grid = call.step.grid;
   const std::int64_t work = grid.column_blocks * grid.rows + grid.row_blocks * grid.columns;
   at::parallel_for(0, grid.batch, sums_per_thread / work + 1, [&](std::int64_t begin, std::int64_t end) {
@@ -97,23 +98,23 @@ void combine(const Forward& call, const std::optional<Window>& window, Sums<T> o
 }
 
 template <class T>
-void run_and_combine(Forward& call, const std::optional<Window>& window, const Outputs& out) {
+void run_and_combine(Forward& call, const std::optional<WindowSides>& window, const Outputs& out) {
   const Grid& grid = call.step.grid;
   const std::int64_t units = grid.batch * units_per_sample(grid);
   const bool has_kl = call.step.kl != KL::none;
   const std::int64_t row_sums = has_kl ? grid.batch * grid.column_blocks * grid.rows : 0;
   const std::int64_t column_sums = has_kl ? grid.batch * grid.row_blocks * grid.columns : 0;
-  const at::Tensor partials = at::empty(row_sums + column_sums + 2 * units, at::kDouble);
-  call.row_sums = partials.data_ptr<double>();
+  const std::unique_ptr<double[]> partials(new double[row_sums + column_sums + 2 * units]);
+  call.row_sums = partials.get();
   call.column_sums = call.row_sums + row_sums;
   call.log_q = call.column_sums + column_sums;
   call.largest_raw = call.log_q + units;
   run(call, units);
 
-  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, elementwise] = out;
+  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, elementwise] = out;
   combine<T>(call, window,
              {data_of<T>(samplewise), data_of<T>(restricted), data_of<T>(channelwise), data_of<T>(spatial),
-              logprob_q.data_ptr<T>(), qvar_max.data_ptr<T>()});
+              data_of<T>(logprob_q), data_of<T>(largest)});
 }
 
 }  // namespace
@@ -121,20 +122,19 @@ void run_and_combine(Forward& call, const std::optional<Window>& window, const O
 Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
   Forward call{step_of(q, p, source, options)};
   const Grid& grid = call.step.grid;
-  const auto restricted_to = window_of(options.window, grid);
   const auto sums = call.step.in_double ? at::kDouble : at::kFloat;
   Outputs out = empty_outputs(q, options, sums);
   if (q.numel() == 0) {
     fill_empty(out);
     return out;
   }
-  const OptionalTensor &z = std::get<0>(out), &element_kl = std::get<7>(out);
+  const OptionalTensor &z = out[0], &element_kl = out[7];
   if (z) call.z = view_of(*z, grid);
   if (element_kl) call.kl = view_of(*element_kl, grid);
   if (call.step.in_double) {
-    run_and_combine<double>(call, restricted_to, out);
+    run_and_combine<double>(call, options.window, out);
   } else {
-    run_and_combine<float>(call, restricted_to, out);
+    run_and_combine<float>(call, options.window, out);
   }
   return out;
 }

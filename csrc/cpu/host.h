@@ -1,8 +1,6 @@
 // From tensors to plans, and from plans to the kernels of this CPU.
 #pragma once
 
-#include <array>
-
 #include "../op.h"
 #include "plan.h"
 
@@ -10,11 +8,6 @@ namespace ladder_kernels::cpu {
 
 // Raises for what does not fit.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options);
-
-// Rows [w0, w1) and columns [w2, w3) of the last two dims.
-using Window = std::array<std::int64_t, 4>;
-
-std::optional<Window> window_of(at::OptionalIntArrayRef window, const Grid& grid);
 
 std::int64_t units_per_sample(const Grid& grid);
 

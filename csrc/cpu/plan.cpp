@@ -74,6 +74,7 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
   step.q_map = options.map;
   step.p_map = p ? options.map : unit_map(options.variance);
   step.temperature = options.temperature;
+  if (options.window) check_window(*options.window, step.grid.space[1], step.grid.space[2]);
   step.in_double = computed_in_double(q, p, source);
   step.philox = options.philox;
   if (step.philox) {
@@ -82,13 +83,6 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
     step.source = view_of(*source, step.grid);
   }
   return step;
-}
-
-std::optional<Window> window_of(at::OptionalIntArrayRef window, const Grid& grid) {
-  if (!window) return std::nullopt;
-  const auto& w = *window;
-  check_window(w, grid.space[1], grid.space[2]);
-  return Window{w[0], w[1], w[2], w[3]};
 }
 
 std::int64_t units_per_sample(const Grid& grid) { return grid.row_blocks * grid.column_blocks; }

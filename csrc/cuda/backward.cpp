@@ -19,7 +19,7 @@ void drop_unused(Step& step, const Used& used) {
   step.seed = nullptr;
 }
 
-void set_incoming(Backward& call, const OutputGradients& grads, at::OptionalIntArrayRef window) {
+void set_incoming(Backward& call, const OutputGradients& grads, const std::optional<WindowSides>& window) {
   const Grid& grid = call.step.grid;
   if (grads.z) call.grad_z = latent_view(*grads.z, grid);
   if (grads.elementwise) call.grad_elementwise = latent_view(*grads.elementwise, grid);

@@ -18,11 +18,11 @@ void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
   const at::Tensor partials = at::empty(partials_size(grid, call.tiles), options);
   call.partials = partials.data_ptr();
 
-  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl] = out;
+  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, kl] = out;
   const OptionalTensor &row_sums = grid.channels_inner ? spatial : channelwise,
                        &column_sums = grid.channels_inner ? channelwise : spatial;
   const Sums sums{data_of(samplewise),  data_of(restricted),  data_of(row_sums),
-                  data_of(column_sums), logprob_q.data_ptr(), qvar_max.data_ptr()};
+                  data_of(column_sums), data_of(logprob_q),   data_of(largest)};
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   launch_forward(call, stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -42,7 +42,7 @@ Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTens
   }
   const auto sums = call.step.computed_in_double ? at::kDouble : at::kFloat;
   Outputs out = empty_outputs(q, options, sums);
-  const OptionalTensor &z = std::get<0>(out), &element_kl = std::get<7>(out);
+  const OptionalTensor &z = out[0], &element_kl = out[7];
   if (z) call.z = latent_view(*z, grid);
   if (element_kl) call.kl = latent_view(*element_kl, grid);
   q.numel() == 0 ? fill_empty(out) : run(call, out, q.options().dtype(sums));

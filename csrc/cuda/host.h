@@ -11,7 +11,7 @@ namespace ladder_kernels::cuda {
 // Raises for what does not fit. Space is not collapsed yet.
 Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options);
 
-Window window_of(at::IntArrayRef window, const Grid& grid);
+Window window_of(const WindowSides& window, const Grid& grid);
 
 // Whether vector kernels are compiled for this step's options and dtypes.
 bool is_hot(const Step& step);

@@ -1,9 +1,7 @@
-// The Python module ladder_kernels._CUDA: registers the ops ladder_kernels_cuda::{forward, backward, sample}.
+// The Python module ladder_kernels._CUDA. Its functions are called directly: there is no kernel for DispatchKey::CUDA.
 #include "../module.h"
 
-PyMODINIT_FUNC PyInit__CUDA() {
+PYBIND11_MODULE(_CUDA, module) {
   using namespace ladder_kernels;
-  // On the CPU too: the ops themselves say best that they want a GPU.
-  return make_module<cuda::forward, cuda::backward, cuda::sample>(
-      "_CUDA", "ladder_kernels_cuda", {c10::DispatchKey::CUDA, c10::DispatchKey::CPU});
+  define<cuda::forward, cuda::backward, cuda::sample>(module);
 }

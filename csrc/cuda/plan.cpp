@@ -92,7 +92,7 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
   return step;
 }
 
-Window window_of(at::IntArrayRef w, const Grid& grid) {
+Window window_of(const WindowSides& w, const Grid& grid) {
   const int height = grid.space[1], width = grid.space[2];
   check_window(w, height, width);
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };

@@ -7,8 +7,8 @@ from ladder_kernels.backends import native
 NAME = "cpp"
 DIFFERENTIABLE = True
 
-_ops = native.Ops("ladder_kernels._C", "ladder_kernels_cpu")
-forward, backward, sample = _ops.forward, _ops.backward, _ops.sample
+_functions = native.Functions("ladder_kernels._C")
+forward, backward, sample = _functions.forward, _functions.backward, _functions.sample
 
 
 def unavailable() -> str | None:
@@ -16,7 +16,6 @@ def unavailable() -> str | None:
 
 
 def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    for tensor in (q, p, source):
-        if tensor is not None and tensor.device.type != "cpu":
-            return f"CPU tensors only, got one on {tensor.device}"
-    return None
+    if q.is_cpu and (p is None or p.is_cpu) and (source is None or source.is_cpu):
+        return None
+    return "it takes tensors on the CPU only"

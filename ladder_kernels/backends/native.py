@@ -1,4 +1,4 @@
-"""What the backends compiled from csrc share: loading an extension module, and calling its ops."""
+"""What the backends compiled from csrc share: loading an extension module, and calling its functions."""
 
 import functools
 import importlib
@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
@@ -16,7 +15,7 @@ from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
 
 @functools.cache
 def reason_not_loaded(extension: str, build_flag: str) -> str | None:
-    """Why the extension module cannot serve, and the command that helps; or None, and its ops are registered.
+    """Why the extension module cannot serve, and the command that helps; or None.
 
     An extension refuses to be imported by a torch it was not built for.
     """
@@ -49,22 +48,27 @@ def _is_cut_short(path: str) -> bool:
     return os.path.getsize(path) < table + size * count
 
 
-class Ops:
-    """A backend's functions (see `ladder_kernels.backends.step`), on the ops of one extension.
+class Functions:
+    """A backend's functions (see `ladder_kernels.backends.step`), those of an extension module.
 
-    Parameters
-    ----------
-    extension
-        The module that registers the ops when it is imported, which the first call does.
-    namespace
-        Of the ops, as in `torch.ops.<namespace>.forward`.
+    The module is imported by the first call. Autograd sees through `forward` and `sample`; where the step draws noise
+    or a seed and `source` is None, they draw it of torch's generator.
     """
 
-    def __init__(self, extension: str, namespace: str) -> None:
-        self._op = functools.cache(functools.partial(_op, extension, namespace))
+    def __init__(self, extension: str) -> None:
+        self._extension = extension
+
+    @functools.cached_property
+    def _module(self) -> Any:
+        return importlib.import_module(self._extension)
+
+    @functools.cached_property
+    def _native(self) -> Callable[[Step], Any]:
+        """A step as the module's functions take it, made once for all calls that ask for the same."""
+        return functools.lru_cache(maxsize=256)(lambda step: self._module.step(*_fields(step)))
 
     def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
-        return StepOutputs(*self._op("forward")(q, p, source, *_arguments(step)))
+        return StepOutputs(*self._module.forward(q, p, source, self._native(step)))
 
     def backward(
         self,
@@ -74,20 +78,14 @@ class Ops:
         step: Step,
         grads: StepGrads,
         needs: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self._op("backward")(q, p, source, *_arguments(step), *grads, *needs)
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(self._module.backward(q, p, source, self._native(step), grads, needs))
 
     def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
-        return self._op("sample")(q, source, *_arguments(step))
+        return self._module.sample(q, source, self._native(step))
 
 
-def _op(extension: str, namespace: str, name: str) -> Callable[..., Any]:
-    importlib.import_module(extension)
-    # The overload itself: calling it skips the look-up by arguments.
-    return getattr(getattr(torch.ops, namespace), name).default
-
-
-def _arguments(step: Step) -> tuple[Any, ...]:
-    """The step as the ops' schema has it: with the map's fields in its place."""
+def _fields(step: Step) -> tuple[Any, ...]:
+    """The step with the map's fields in its place."""
     draw, kl, variance, *rest = step
     return (draw, kl, *variance.fields(), *rest)

@@ -12,6 +12,8 @@ from types import ModuleType
 
 from torch import Tensor
 
+from ladder_kernels.geometry import device_type
+
 NAMES = ("torch", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "LADDER_KERNELS_BACKEND"
 
@@ -74,21 +76,32 @@ def fault_of_environment() -> str | None:
 
 def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
     """The backend for these tensors."""
-    name = _forced.get() or _forced_by_environment()
+    name = _forced.get() or (_environment and _forced_by_environment())
     if name is not None:
         backend = load(name)
         reason = backend.unsupported(q, p, source)
         if reason is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot take this call: {reason}")
         return backend
-    for name in _PREFERRED.get(q.device.type, ("torch",)):
-        module, reason = _find(name)
-        if module is not None and reason is None:
-            reason = module.unsupported(q, p, source)
-            if reason is None:
-                return module
-        _say_once(f"backend {name!r} not used: {reason}")
+    for backend in _available(device_type(q)):
+        reason = backend.unsupported(q, p, source)
+        if reason is None:
+            return backend
+        _say_not_used(backend.NAME, reason)
     raise AssertionError("the torch backend takes every tensor")
+
+
+@functools.cache
+def _available(device_type: str) -> tuple[ModuleType, ...]:
+    """The backends for tensors of that device that can run in this process, the fastest first."""
+    found = []
+    for name in _PREFERRED.get(device_type, ("torch",)):
+        module, reason = _find(name)
+        if module is None or reason is not None:
+            _say_not_used(name, reason)
+        else:
+            found.append(module)
+    return tuple(found)
 
 
 def choose_while_tracing(device_type: str) -> str:
@@ -137,5 +150,5 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
-    _log.info(message)
+def _say_not_used(name: str, reason: str | None) -> None:
+    _log.info("backend %r not used: %s", name, reason)

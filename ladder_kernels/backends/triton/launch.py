@@ -28,7 +28,7 @@ def unavailable() -> str | None:
 
 
 def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    if q.device.type != "cuda" and not INTERPRETED:
+    if not q.is_cuda and not INTERPRETED:
         return f"the tensors are on {q.device}, not on a GPU"
     return None
 
