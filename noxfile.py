@@ -53,7 +53,10 @@ ROWS = {
 CI = ("torch2.13", "torch2.14")
 
 # With and without careamics: the numbers and gradients of every backend, and the kernels' compilation.
-STEP = ["functional", "variance", "noise", "block", "data", "paths", "cpp", "triton", "triton_compiles"]
+STEP = [
+    *("functional", "gradients", "layouts", "extremes", "arguments", "variance", "noise"),
+    *("block", "data", "paths", "cpp", "triton", "triton_compiles"),
+]
 MODEL = [
     *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile"),
     *("wrappers", "distributed"),

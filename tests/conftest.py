@@ -65,6 +65,11 @@ def device() -> torch.device:
     return DEVICE
 
 
+def interpreted(backend: str) -> bool:
+    """Whether the backend's kernels run in Triton's interpreter."""
+    return backend == "triton" and not torch.cuda.is_available()
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on one backend after the other, with all its tensors on the GPU if there is one."""

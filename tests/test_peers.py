@@ -12,7 +12,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Up
 from bench.peers.formulas import PEERS
 from ladder_kernels import DiagonalGaussianDistribution, VarianceMap, normal_sample_kl
 from tests import oracle
-from tests.test_functional import check, options, packed, tensors
+from tests.against_oracle import check
+from tests.inputs import options, packed, tensors
 
 # An image and a video of odd sizes, whose channels are no power of two.
 SHAPES = {"image": (2, 3, 5, 7), "video": (2, 3, 3, 4, 5)}

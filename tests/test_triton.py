@@ -13,9 +13,9 @@ from ladder_kernels.backends.triton import formulas, philox, plan, settings
 from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
-from tests import test_functional as functional
+from tests import test_extremes as extremes
+from tests.inputs import layouts, packed
 from tests.maps import MAPS
-from tests.test_functional import layouts, packed
 
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
 
@@ -194,26 +194,26 @@ def test_the_fast_formulas_are_the_formulas(analytical, variance):
 
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_keep_naive_stds_that_underflow():
-    functional.test_naive_variances_that_underflow_keep_their_std_and_gradient("triton", -200.0)
+    extremes.test_naive_variances_that_underflow_keep_their_std_and_gradient("triton", -200.0)
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_keep_naive_stds_whose_inverse_underflows(analytical):
-    functional.test_naive_variances_that_overflow_keep_their_std_and_gradient("triton", 176.0, analytical)
+    extremes.test_naive_variances_that_overflow_keep_their_std_and_gradient("triton", 176.0, analytical)
 
 
-@pytest.mark.parametrize(("given", "options"), functional.EXTREMES.values(), ids=functional.EXTREMES)
+@pytest.mark.parametrize(("given", "options"), extremes.EXTREMES.values(), ids=extremes.EXTREMES)
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_overflow_nowhere_where_the_truth_does_not(given, options):
-    functional.test_nothing_overflows_where_the_truth_does_not("triton", given, options)
+    extremes.test_nothing_overflows_where_the_truth_does_not("triton", given, options)
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 @pytest.mark.parametrize("kind", ["exp", "logstd", "softplus"])
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_divide_zero_by_a_std_of_zero(kind, analytical):
-    functional.test_equal_means_are_no_distance_whatever_the_std("triton", kind, analytical)
+    extremes.test_equal_means_are_no_distance_whatever_the_std("triton", kind, analytical)
 
 
 @pytest.mark.usefixtures("fast")

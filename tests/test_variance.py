@@ -9,7 +9,9 @@ import torch
 from ladder_kernels import normal_sample, normal_sample_kl
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
-from tests.test_functional import check, interpreted, options, tensors
+from tests.against_oracle import check
+from tests.conftest import interpreted
+from tests.inputs import options, tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -176,12 +176,13 @@ case $DEVICE in
   cuda)
     # In float64, for every combination of gradients, Triton compiles some 1500 kernels: not before the rest has run.
     long='gradcheck or subset'
+    step=(tests/test_{cuda_graph,functional,gradients,layouts,extremes,noise}.py)
     # Nothing of the CUDA backend either: it may come to be built between one worker's look at it and another's.
     suite "triton suite" 110 "not cpp and not cuda and not ($long) or cuda_graph and triton" \
-      tests/test_cuda_graph.py tests/test_functional.py tests/test_triton.py tests/test_noise.py
+      "${step[@]}" tests/test_triton.py
     if finish_build; then
       suite "cuda suite" 70 "cuda and not cpp" \
-        tests/test_cuda_graph.py tests/test_functional.py tests/test_noise.py tests/test_cuda_build.py
+        "${step[@]}" tests/test_cuda_build.py
     else
       skip "cuda suite" "the extension is not built"
     fi
@@ -189,7 +190,7 @@ case $DEVICE in
     end_to_end "end to end" 130 "$NAME-train.csv" --quick
     if can_import ladder_kernels._CUDA; then sanitizer; else skip sanitizer "the extension is not built"; fi
     end_to_end "compiled" 200 "compiled-$NAME-train.csv" --rounds 20 --precision fp32
-    suite "triton gradients" 200 "triton and ($long)" tests/test_functional.py
+    suite "triton gradients" 200 "triton and ($long)" tests/test_gradients.py
     ;;
   cpu)
     suite "suite" 60 "known_answer or lanes" tests/test_noise.py
