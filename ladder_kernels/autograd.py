@@ -1,7 +1,8 @@
 """From the public functions to a backend: eagerly through autograd, else as what can be traced.
 
-Autograd is a Function here, or for the native ops csrc/autograd.h, which does the same in C++. Either keeps the packed
-parameters and the noise, seed or given latent: nothing else of the latent's size.
+Autograd is a Function here for the backends in Python. The native ones (`DIFFERENTIABLE`) have theirs in C++, in
+csrc/autograd.h, and draw noise that is not given there as well. Either keeps the packed parameters and the noise, seed
+or given latent: nothing else of the latent's size.
 """
 
 import functools
@@ -54,7 +55,10 @@ def _eager_route(backend: ModuleType) -> Route:
 
 
 def run_step(route: Route, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
-    """The entries of `StepOutputs`, differentiable. Noise or a seed that `step.draw` asks for, and is not given, is drawn."""
+    """The entries of `StepOutputs`, differentiable.
+
+    Where `step.draw` is noise or a seed and `source` is None, it is drawn of torch's generator.
+    """
     if route.eager is not None and route.eager.DIFFERENTIABLE:
         return route.eager.forward(q, p, source, step)
     source = source_or_fresh(q, source, step.draw)

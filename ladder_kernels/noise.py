@@ -1,5 +1,8 @@
 """Standard normal noise: torch's generator, or Philox4x32-10 from a seed that lives on the device.
 
+Which of the two a call draws that is given neither: Philox where the backend that serves makes it in a kernel
+(`makes_noise` in backends/select.py), else torch's; a block's `rng` overrules that.
+
 Philox is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 Element i of a latent, in memory order, takes lane i % 4 of the block with key = seed and counter i // 4, so a sample
 depends on the seed alone: not on the backend, the block size or the launch.

@@ -3,6 +3,9 @@
 Eager calls never come here: the dispatcher costs more than a small kernel's launch. The backend's name is an argument,
 so that a compiled graph keeps the backend it was traced with. Operators have a fixed arity: an output or a gradient
 that is not asked for is an empty tensor.
+
+One operator is no compiler's: `plain_backward` is how the native backends' autograd, which is C++, gets to the plain
+formula where gradients are differentiated or batched.
 """
 
 import math
@@ -34,7 +37,7 @@ torch.library.define(
     f"({_INPUTS}, {_GRADS}, {_NEEDS}, {_STEP}) -> (Tensor grad_q, Tensor grad_p, Tensor grad_latent)",
 )
 torch.library.define(f"{NAMESPACE}::sample", f"(Tensor q, Tensor? source, {_STEP}) -> Tensor")
-# In the order of the native op backward, whose autograd calls it where gradients have gradients (csrc/autograd.h).
+# In the order in which csrc/autograd.h has the arguments: inputs, the step as `native.Functions` gave it, gradients.
 torch.library.define(
     f"{NAMESPACE}::plain_backward",
     f"({_INPUTS}, {_NATIVE_STEP}, {_GRADS}, {_NEEDS}) -> (Tensor? grad_q, Tensor? grad_p, Tensor? grad_latent)",

@@ -1,7 +1,8 @@
 """`python -m bench.report.readme`: writes the README's tables from bench/results, the newest of each machine.
 
 Each stands between `<!-- generated: NAME -->` and `<!-- end -->`; nothing else is touched. `--check` writes nothing
-and fails where a table, or a figure of bench/results, is not what the results give.
+and fails where a table, or a figure of bench/results, is not what the results give. Lines and columns of the tables:
+bench/report/tables.py.
 """
 
 import re

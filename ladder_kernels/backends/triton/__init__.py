@@ -3,7 +3,7 @@
 On a CPU they run in Triton's interpreter, if TRITON_INTERPRET=1 was set before Triton was imported: for tests.
 """
 
-from ladder_kernels.backends.triton.launch import backward, forward, sample, unavailable, unsupported
+from ladder_kernels.backends.triton.operations import backward, forward, sample, unavailable, unsupported
 
 NAME = "triton"
 DIFFERENTIABLE = False

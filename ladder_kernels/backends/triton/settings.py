@@ -1,6 +1,6 @@
 """What a launch needs besides its tensors: it depends on how they look alone, and is found once for each look.
 
-That is most of what a step costs the host, so that `launch.py` looks it up, allocates and launches.
+That is most of what a step costs the host, so that `operations.py` looks it up, allocates and launches.
 """
 
 import functools

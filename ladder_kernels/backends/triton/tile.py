@@ -2,7 +2,7 @@
 
 Rows are the slow and columns the fast of channels and space, whichever is contiguous in q. Channels are inner, as in
 channels_last, if columns are channels and rows are positions of space; else the other way round. Space is collapsed to
-as few dims as the strides allow.
+as few dims as the strides allow. How large tiles are, `plan.py` says.
 """
 
 from typing import Any, NamedTuple
