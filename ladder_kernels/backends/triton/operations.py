@@ -115,8 +115,10 @@ def backward(
 
 
 def _resolved(tensor: OptionalTensor) -> OptionalTensor:
-    """Kernels read memory, where a negative view (`z.conj().imag`) has the other sign."""
-    return None if tensor is None else tensor.resolve_neg()
+    """Kernels read memory, where a negative view (`z.conj().imag`) has the other sign, and zeros may have none."""
+    if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
+        return tensor
+    return tensor.clone()
 
 
 def _look(tensor: Tensor | None) -> Look | None:
