@@ -26,6 +26,13 @@ inline bool want_plain_formula(const variable_list& grads) {
   return false;
 }
 
+// What runs beneath autograd, which records nothing of it.
+template <class Run>
+auto below_autograd(const Run& run) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return run();
+}
+
 // As the op that ladder_kernels/ops.py registers computes it.
 inline Gradients plain_backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
                                 const c10::ivalue::Tuple& step, const Outputs& grads, Needs needs) {
@@ -50,10 +57,7 @@ struct Differentiable : torch::autograd::Function<Differentiable<native_backward
     const at::Tensor none;
     ctx->save_for_backward({q, p.value_or(none), source.value_or(none)});
     ctx->set_materialize_grads(false);
-    {
-      const at::AutoDispatchBelowADInplaceOrView below;
-      *outputs = run(q, p, source, step.options);
-    }
+    *outputs = below_autograd([&] { return run(q, p, source, step.options); });
     variable_list found;
     std::int64_t has_gradient = 0;  // a bit for each output
     for (std::size_t i = 0; i < outputs->size(); ++i) {
@@ -67,7 +71,9 @@ struct Differentiable : torch::autograd::Function<Differentiable<native_backward
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& found) {
-    const auto optional = [](const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; };
+    const auto optional = [](const at::Tensor& tensor) {
+      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+    };
     const variable_list inputs = ctx->get_saved_variables();
     const auto step = ctx->saved_data["step"].toTuple();
     const std::int64_t has_gradient = ctx->saved_data["has_gradient"].toInt();
@@ -83,10 +89,12 @@ struct Differentiable : torch::autograd::Function<Differentiable<native_backward
     const at::Tensor& q = inputs[0];
     const OptionalTensor p = optional(inputs[1]), source = optional(inputs[2]);
     const Options options = options_of(*step);
-    const Gradients gradients =
-        want_plain_formula(found)
-            ? plain_backward(q, p, source, *step, grads, {needs[0], needs[1], needs[2]})
-            : native_backward(q, p, source, options, named(grads), {needs[0], needs[1], needs[2]});
+    const Needs needed{needs[0], needs[1], needs[2]};
+    const Gradients gradients = want_plain_formula(found)
+                                    ? plain_backward(q, p, source, *step, grads, needed)
+                                    : below_autograd([&] {
+                                        return native_backward(q, p, source, options, named(grads), needed);
+                                      });
 
     variable_list results(6);  // of forward's arguments
     for (std::size_t i = 0; i < inputs.size(); ++i) {

@@ -1,7 +1,7 @@
 // A Python extension module with the functions forward, backward and sample of one device.
 //
-// They are called directly: the dispatcher, with a step's worth of arguments, costs the host more than a small step does.
-// What it would do for a kernel is done here; whoever traces or transforms is kept away by
+// They are called directly: the dispatcher, with a step's worth of arguments, costs the host more than a small step
+// does. What it would do for a kernel is done here; whoever traces or transforms is kept away by
 // ladder_kernels/autograd.py.
 #pragma once
 
@@ -34,6 +34,7 @@ inline void check_torch_version() {
 // torch.randint give.
 inline OptionalTensor source_or_fresh(const OptionalTensor& source, const at::Tensor& q, const Options& options) {
   if (source || options.draw != Draw::noise) return source;
+  check_packed(q);
   const auto dtype = options.philox ? at::kLong : q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto like = q.options().dtype(dtype);
   if (!options.philox) return at::randn(latent_shape(q), like);
@@ -57,10 +58,11 @@ struct Functions {
 
   static Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
                             const StepArguments& step, Outputs grads, const std::array<bool, 3>& needs) {
-    const at::AutoDispatchBelowADInplaceOrView below;
     for (OptionalTensor& grad : grads) grad = materialized(grad);
-    return native_backward(materialized(q), materialized(p), materialized(source), step.options, named(grads),
-                           {needs[0], needs[1], needs[2]});
+    return autograd::below_autograd([&] {
+      return native_backward(materialized(q), materialized(p), materialized(source), step.options, named(grads),
+                             {needs[0], needs[1], needs[2]});
+    });
   }
 
  private:
@@ -72,10 +74,7 @@ struct Functions {
     const OptionalTensor source = source_or_fresh(materialized(given_source), q, step.options);
     const auto requires_grad = [](const OptionalTensor& tensor) { return tensor && tensor->requires_grad(); };
     const bool records = at::GradMode::is_enabled() && (q.requires_grad() || requires_grad(p) || requires_grad(source));
-    if (!records) {
-      const at::AutoDispatchBelowADInplaceOrView below;
-      return run(q, p, source, step.options);
-    }
+    if (!records) return autograd::below_autograd([&] { return run(q, p, source, step.options); });
     Outputs outputs;
     const auto found = autograd::Differentiable<native_backward>::apply(q, p, source, step, run, &outputs);
     auto differentiated = found.begin();

@@ -104,7 +104,7 @@ inline Variance variance_named(std::string_view name) {
 // A Step of ladder_kernels/backends/step.py: its fields in their order, the variance map's own in its place.
 inline Options options_of(const c10::ivalue::Tuple& step) {
   auto field = step.elements().begin();
-  const auto number = [&](double if_none) { return field->isNone() ? (++field, if_none) : (field++)->toDouble(); };
+  const auto bound = [&](double if_none) { return field->isNone() ? (++field, if_none) : (field++)->toDouble(); };
   Options options{};
   const std::string& draw = (field++)->toStringRef();
   options.draw = draw_named(draw);
@@ -112,13 +112,13 @@ inline Options options_of(const c10::ivalue::Tuple& step) {
   options.kl = kl_named((field++)->toStringRef());
   options.variance = variance_named((field++)->toStringRef());
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  options.map.raw_min = number(-infinity);
-  options.map.raw_max = number(infinity);
-  const double beta = number(1);
+  options.map.raw_min = bound(-infinity);
+  options.map.raw_max = bound(infinity);
+  const double beta = (field++)->toDouble();
   options.map.twice_beta = 2 * beta;
   options.map.inverse_beta = 1 / beta;
-  options.map.floor = number(0);
-  options.temperature = number(1);
+  options.map.floor = (field++)->toDouble();
+  options.temperature = (field++)->toDouble();
   if (const c10::IValue& window = *field++; !window.isNone()) {
     const c10::List<std::int64_t> sides = window.toIntList();
     TORCH_CHECK_VALUE(sides.size() == 4, "window must be rows and columns [start, stop), got ", window);
@@ -204,12 +204,16 @@ inline void check_source(const at::Tensor& q, const OptionalTensor& source, cons
   }
 }
 
+inline void check_packed(const at::Tensor& q) {
+  TORCH_CHECK_VALUE(q.dim() >= 3 && q.dim() <= 5 && q.size(1) > 0 && q.size(1) % 2 == 0,
+                    "q must be (batch, 2 * channels, 1 to 3 spatial dims), got ", q.sizes());
+}
+
 inline void check_inputs(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source,
                          const Options& options, at::DeviceType device) {
   TORCH_CHECK_VALUE(q.device().type() == device, "q must be on ", device == at::kCPU ? "the CPU" : "a GPU", ", got ",
                     q.device());
-  TORCH_CHECK_VALUE(q.dim() >= 3 && q.dim() <= 5 && q.size(1) > 0 && q.size(1) % 2 == 0,
-                    "q must be (batch, 2 * channels, 1 to 3 spatial dims), got ", q.sizes());
+  check_packed(q);
   if (p) {
     auto shape = q.sizes().vec();
     if (p->dim() > 0 && p->size(0) == 1) shape[0] = 1;

@@ -76,6 +76,12 @@ def test_the_native_functions_refuse_what_does_not_fit(q, p, source, step, grads
         native.backward(q, p, source, native.step(*step), StepGrads(**grads), (True, False, False))
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3, 4)])
+def test_fresh_noise_is_drawn_for_parameters_alone(shape):
+    with pytest.raises(ValueError, match="q must be"):
+        cpp.forward(torch.zeros(shape), None, None, Step("noise"))
+
+
 def run(step, q, p, source, grads, needs=(True, True, True)):
     """Outputs and gradients by name, those that are there."""
     outputs = cpp.forward(q, p, source, step)

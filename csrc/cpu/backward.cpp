@@ -38,7 +38,8 @@ void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Gr
   });
 }
 
-SharedGradients shared_gradients(const Grid& grid, const std::optional<WindowSides>& window, const OutputGradients& grads) {
+SharedGradients shared_gradients(const Grid& grid, const std::optional<WindowSides>& window,
+                                 const OutputGradients& grads) {
   SharedGradients shared;
   shared.by_channel.resize(grid.batch * grid.channels);
   add(shared.by_channel, grads.samplewise, grid.channels);

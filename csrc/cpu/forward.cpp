@@ -44,7 +44,8 @@ struct Sums {
 };
 
 template <class T>
-void combine_kl(const Forward& call, const std::optional<WindowSides>& window, const Sums<T>& out, std::int64_t sample) {
+void combine_kl(const Forward& call, const std::optional<WindowSides>& window, const Sums<T>& out,
+                std::int64_t sample) {
   const Grid& grid = call.step.grid;
   const double* const by_row =
       add_blocks(call.row_sums + sample * grid.column_blocks * grid.rows, grid.column_blocks, grid.rows);
