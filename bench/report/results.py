@@ -45,7 +45,7 @@ COLUMNS = {
         *ENVIRONMENT,
     ),
 }
-NAME = re.compile(r"(?P<machine>.+)-(?P<date>\d{4}-\d\d-\d\d)(?P<kind>|-train)")
+NAME = re.compile(rf"(?P<machine>.+)-(?P<date>\d{{4}}-\d\d-\d\d)(?P<kind>{'|'.join(COLUMNS)})")
 
 Row = dict[str, str]
 
@@ -107,7 +107,7 @@ def newest(results: Iterable[Results]) -> list[Results]:
 
 def number(row: Row | None, column: str) -> float | None:
     """A cell as a number; None where it is empty or its row is not ok, whose figures mean nothing."""
-    return float(row[column]) if row and row["status"] == OK and row[column] else None
+    return float(row[column]) if row and row.get("status", OK) == OK and row[column] else None
 
 
 def first(rows: Iterable[Row], **wanted: str) -> Row | None:
