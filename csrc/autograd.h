@@ -36,7 +36,7 @@ inline Gradients plain_backward(const at::Tensor& q, const OptionalTensor& p, co
   stack.insert(stack.end(), grads.begin(), grads.end());
   stack.insert(stack.end(), {needs.q, needs.p, needs.latent});
   // By its key: batched gradients would look for a batching rule of the op, and it needs none.
-  op.callBoxedForDispatchKey(c10::DispatchKey::AutogradCPU, stack);
+  op.callBoxedForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd, stack);
   return {stack[0].toOptional<at::Tensor>(), stack[1].toOptional<at::Tensor>(), stack[2].toOptional<at::Tensor>()};
 }
 

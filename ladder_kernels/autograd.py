@@ -54,7 +54,7 @@ def _eager_route(backend: ModuleType) -> Route:
 
 
 def run_step(route: Route, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> Tensors:
-    """The entries of `StepOutputs`, differentiable. Noise or a seed that `step.draw` asks for, and is not given, is drawn."""
+    """The entries of `StepOutputs`, differentiable. Noise, or a seed, that the step needs and is not given is drawn."""
     if route.eager is not None and route.eager.DIFFERENTIABLE:
         return route.eager.forward(q, p, source, step)
     source = source_or_fresh(q, source, step.draw)

@@ -172,7 +172,8 @@ class NormalStochasticBlock(Stages):
         """Training: z from q, and all KL metrics."""
         q = self._packed_q(q_params)
         p = shown_p = crop_to_q(self._packed_p(p_params), q)
-        self._validate(call, q, p)
+        if self.validate_args:
+            self._validate(call, q, p)
         if call.force_constant_output:
             p, shown_p = p[:1], copy_first(p)
         variance = self._variance(call.var_clip_max)
@@ -201,7 +202,8 @@ class NormalStochasticBlock(Stages):
     def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
         q = self._packed_q(q_params)
-        self._validate(call, q)
+        if self.validate_args:
+            self._validate(call, q)
         variance = self._variance(call.var_clip_max)
         z, logprob_q, qvar_max = sample_with_log_density(q, variance=variance, **self._source(q, call))
         return {
@@ -216,7 +218,8 @@ class NormalStochasticBlock(Stages):
     def _generate(self, p_params: Tensor, call: Call) -> dict[str, Any]:
         """Generation: z from p; no q and no KL."""
         p = self._packed_p(p_params)
-        self._validate(call, p)
+        if self.validate_args:
+            self._validate(call, p)
         variance = self._variance(call.var_clip_max)
         z = call.forced_latent
         if z is None:
@@ -266,8 +269,8 @@ class NormalStochasticBlock(Stages):
 
     def _variance(self, var_clip_max: float | None) -> VarianceMap:
         # A compiler reads a construction better than a cache.
-        make = VarianceMap if torch.compiler.is_compiling() else _variance_map
-        return make("exp" if self._use_naive_exponential else "stable", raw_max=var_clip_max)
+        make = _variance if torch.compiler.is_compiling() else _cached_variance
+        return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
         return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
@@ -295,9 +298,7 @@ class NormalStochasticBlock(Stages):
         return {draw: source_or_fresh(packed, None, draw)}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
-        """With `validate_args`, upstream's ValueError for invalid parameters or a latent with NaN."""
-        if not self.validate_args:
-            return
+        """Upstream's ValueError for invalid parameters or a latent with NaN."""
         pairs = [self._parameter_pair(params, call.var_clip_max) for params in packed]
         checks = [(mean.get() == mean.get()).all() & (logvar.get_std() > 0).all() for mean, logvar in pairs]
         if call.forced_latent is not None:
@@ -311,10 +312,7 @@ class NormalStochasticBlock(Stages):
     def _has_overrides(self) -> bool:
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls, own = type(self), self.__dict__
-        for name, stage in _STAGES:  # not `any`, whose generator costs more than the loop
-            if name in own or getattr(cls, name) is not stage:
-                return True
-        return False
+        return any([name in own or getattr(cls, name) is not stage for name, stage in _STAGES])  # noqa: C419 - faster
 
 
 def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -325,5 +323,10 @@ def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLog
 
 _STAGES = tuple((name, getattr(Stages, name)) for name in STAGES)
 
+
+def _variance(use_naive_exponential: bool, var_clip_max: float | None) -> VarianceMap:
+    return VarianceMap("exp" if use_naive_exponential else "stable", raw_max=var_clip_max)
+
+
 # A block makes the same one at every call.
-_variance_map = functools.lru_cache(maxsize=32)(VarianceMap)
+_cached_variance = functools.lru_cache(maxsize=32)(_variance)

@@ -107,7 +107,7 @@ def center_crop(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def crop_to_q(p: Tensor, q: Tensor) -> Tensor:
     """The centre of p's packed parameters under q's, as a view. Raises ValueError where p does not cover q."""
-    if p.shape[2:] == q.shape[2:]:
+    if p.shape == q.shape or p.shape[2:] == q.shape[2:]:  # the first alone is usual, and cheap
         return p
     if p.dim() != q.dim() or any(have < want for have, want in zip(p.shape[2:], q.shape[2:], strict=True)):
         raise ValueError(f"p's parameters {tuple(p.shape)} do not cover q's {tuple(q.shape)}")

@@ -79,7 +79,7 @@ class StableLogVar(_Parameter):
         *,
         variance: VarianceMap | None = None,
     ) -> None:
-        super().__init__(logvar)
+        self._tensor_or_late = logvar
         self._variance = variance or (VarianceMap("stable", floor=var_eps) if enable_stable else VarianceMap("exp"))
 
     @property
@@ -155,8 +155,8 @@ class LateCall:
         if self._autocast["enabled"]:
             self._autocast["dtype"] = torch.get_autocast_dtype(device)
             self._autocast["cache_enabled"] = torch.is_autocast_cache_enabled()
-        parameters = _parameters(module)
-        self._versions = self._versions_now(parameters)
+        parameters, buffers = _weights(module)
+        self._versions = self._versions_now(parameters, buffers)
         # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
         # Of a convolution the bias, its smallest; none of a module without parameters.
         self._last_values = [parameter.detach().clone() for parameter in parameters[-1:]]
@@ -171,23 +171,25 @@ class LateCall:
             return self._module(self._features)
 
     def _is_unchanged(self) -> bool:
-        parameters = _parameters(self._module)
-        return self._versions_now(parameters) == self._versions and all(
+        parameters, buffers = _weights(self._module)
+        return self._versions_now(parameters, buffers) == self._versions and all(
             torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
             for now, then in zip(parameters[-1:], self._last_values, strict=True)
         )
 
-    def _versions_now(self, parameters: list[nn.Parameter]) -> list[int | None]:
+    def _versions_now(self, parameters: list[Tensor], buffers: list[Tensor]) -> list[int | None]:
+        tensors = (self._features, *parameters, *buffers)
         # Tensors of the inference mode have none.
-        tensors = (self._features, *parameters, *self._module.buffers())
         return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
+def _weights(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters and the buffers."""
     if module._modules:
-        return [*module.parameters()]
+        return [*module.parameters()], [*module.buffers()]
     # Of a convolution, which has none below it: the walk costs as much as all else here.
-    return [parameter for parameter in module._parameters.values() if parameter is not None]
+    parameters, buffers = module._parameters.values(), module._buffers.values()
+    return [each for each in parameters if each is not None], [each for each in buffers if each is not None]
 
 
 def _register(cls: type[_Parameter]) -> None:

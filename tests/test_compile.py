@@ -1,5 +1,6 @@
 """torch.compile, export, torch.func and checkpointing: what wraps the step gets the numbers of the plain call."""
 
+import contextlib
 import io
 import threading
 
@@ -508,3 +509,15 @@ def test_every_stochastic_layer_of_a_patched_ladder_vae_compiles_into_one_graph(
         outputs = torch.compile(top_down, fullgraph=True, backend="aot_eager")(bu_values)
     for out, want in zip(outputs, expected, strict=True):
         torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_autograd_gives_the_eager_gradients():
+    """Of the native nodes, which it calls; those in Python it traces, and refuses."""
+    q = torch.randn(2, 6, 4, 6, requires_grad=True)
+    grads = []
+    for compiled in (False, True):
+        step = normal_sample_kl(q, None, seed=3)
+        context = torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager"))
+        with context if compiled else contextlib.nullcontext():
+            grads += torch.autograd.grad((step.z, step.kl_samplewise), q, (step.z.detach(), torch.tensor([0.3, -1.2])))
+    torch.testing.assert_close(*grads)

@@ -49,7 +49,7 @@ WRONG = {
     "p": (Q, torch.zeros(3, 4, 3), None, STEP, {}, r"p must have shape \[2, 4, 3\], got \[3, 4, 3\]"),
     "draw": (Q, None, None, ("dice", *STEP[1:]), {}, "draw must be noise, seed, latent or mode, got dice"),
     "no noise": (Q, None, None, ("noise", *STEP[1:]), {}, "'noise' needs a source"),
-    "short window": (Q, None, None, (*STEP[:8], (0, 1, 0), *STEP[9:]), {}, r"window must be rows and columns .*\[0, 1, 0\]"),
+    "short window": (Q, None, None, (*STEP[:8], (0, 1, 0), *STEP[9:]), {}, r"window must be .*got \[0, 1, 0\]"),
     "noise": (Q, None, Q, ("noise", *STEP[1:]), {}, r"source must have shape \[2, 2, 3\], got \[2, 4, 3\]"),
     "seed": (Q, None, Q, ("seed", *STEP[1:]), {}, "seed must be one int64 element"),
     "window": (Q, None, None, (*STEP[:8], (0, 1, 0, 4), *STEP[9:]), {}, r"window .*got \[0, 1, 0, 4\]"),

@@ -1,4 +1,4 @@
-// The Python module ladder_kernels._C.
+// PyInit__C(), which an import of ladder_kernels._C calls.
 #include "../module.h"
 
 PYBIND11_MODULE(_C, module) {

@@ -1,4 +1,5 @@
-// The Python module ladder_kernels._CUDA. Its functions are called directly: there is no kernel for DispatchKey::CUDA.
+// PyInit__CUDA(), which an import of ladder_kernels._CUDA calls. No kernel is registered for DispatchKey::CUDA: Python
+// calls the functions themselves.
 #include "../module.h"
 
 PYBIND11_MODULE(_CUDA, module) {
