@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None, providers: Sequence[Provider] =
     torch.set_num_threads(1)
 
     chosen = [each for each in providers if not (options.quick and each.compiled)]
-    table, machine = Table(results, COLUMNS[HOST_COST]), environment(CPU)
+    machine, table = environment(CPU), Table(results, COLUMNS[HOST_COST])
     rows = []
     for row in measure(chosen, QUICK if options.quick else Effort()):
         table.add(row | machine)
