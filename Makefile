@@ -59,7 +59,7 @@ types: $(INSTALLED)  ## mypy
 audit: cuda  ## what the GPU kernels cost, read from their machine code; needs no GPU. ARGS=--check compares
 	$(BIN)/python -m bench.audit $(ARGS)
 
-hostcost: $(INSTALLED)  ## microseconds a step costs the host, by layer; needs no GPU
+hostcost: $(INSTALLED)  ## microseconds a tiny step takes, upstream and every backend; needs no GPU. ARGS=--quick
 	$(BIN)/python -m bench.audit.host_cost $(ARGS)
 
 cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_ARCH_LIST="9.0"; without it 8.0, 9.0, 10.0

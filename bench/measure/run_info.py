@@ -62,7 +62,8 @@ def device_name(found: torch.device) -> str:
     if found.type == "cuda":
         return torch.cuda.get_device_name(found)
     if found.type == "cpu":
-        return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}"
     return str(found)
 
 

@@ -16,8 +16,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 from bench import cli
 from bench.measure.run_info import default_path, device_name
 from bench.mmse.figure import draw
-from bench.mmse.run import MMSE, QUICK, Effort, denoise, difference, micrograph, time_tiles
+from bench.mmse.run import QUICK, Effort, denoise, difference, micrograph, time_tiles
 from bench.mmse.ways import OURS, UPSTREAM
+from bench.report.results import MMSE
 
 FIGURE = "mmse.png"
 

@@ -16,13 +16,11 @@ from bench.measure.run_info import environment
 from bench.measure.timing import take_turns
 from bench.mmse.tiles import tiles
 from bench.mmse.ways import OURS, UPSTREAM, Way, build, ways
-from bench.report.results import ENVIRONMENT, Table, rounded
+from bench.report.results import COLUMNS, MMSE, Table, rounded
 from bench.training.micrograph import NOISE_STD, Micrograph, load_micrograph, random_patches
 from bench.training.steps import Training
 from ladder_kernels.predict import default_batch
 
-MMSE = "-mmse"
-COLUMNS = ("way", "tile", "samples", "batch", "rounds", "median_s", "min_s", "cpu_s", "upstream_over_this", "peak_mib")
 PATCH = 64
 # The image's model: a quarter of the default's weights, so that the whole takes minutes on two cores.
 SMALL = {"z_dims": [32] * 4, "encoder_n_filters": 32, "decoder_n_filters": 32}
@@ -52,7 +50,7 @@ class Estimate(NamedTuple):
 
 def time_tiles(effort: Effort, device: torch.device, results: Path) -> Iterator[dict[str, Any]]:
     """Every way on one tile of each size, with the default model; each row is yielded once it is in the table."""
-    table, machine = Table(results, (*COLUMNS, *ENVIRONMENT)), environment(device)
+    table, machine = Table(results, COLUMNS[MMSE]), environment(device)
     for tile, rounds in effort.rounds:
         x = torch.randn(1, 1, tile, tile, device=device)
         runs = ways(lambda: build({}, PATCH).to(device), tile)

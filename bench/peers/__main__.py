@@ -17,8 +17,9 @@ from tqdm import tqdm
 from bench import cli
 from bench.measure.run_info import default_path, environment
 from bench.measure.timing import take_turns
-from bench.peers.formulas import PEERS, Peer
-from bench.report.results import ENVIRONMENT, Table
+from bench.peers import formulas
+from bench.peers.formulas import Peer
+from bench.report.results import COLUMNS, PEERS, Table
 from ladder_kernels import DiagonalGaussianDistribution, VarianceMap, normal_sample_kl
 
 SHAPE = (8, 32, 32, 32)
@@ -27,7 +28,6 @@ WARM_UP = 3
 RUNS = ("theirs", "theirs, compiled", "ours", "ours, compiled")
 MEDIANS = {name: f"{name.replace(', ', '_')}_us" for name in RUNS}
 DIFFERENCES = ("z_difference", "kl_difference", "gradient_difference")
-COLUMNS = ("peer", "ours", "variance", "kl", "shape", *DIFFERENCES, *MEDIANS.values(), "rounds", *ENVIRONMENT)
 
 Heads = tuple[Tensor, ...]
 StepFunction = Callable[..., tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ def comparisons() -> Iterator[Comparison]:
     variance = VarianceMap.diffusers()
     for name, ours in (("the class", sampled(DiagonalGaussianDistribution)), ("the function", in_one_pass)):
         yield Comparison("diffusers, LDM", name, variance, "analytic", 1, sampled(Upstream), ours)
-    for name, peer in PEERS.items():
+    for name, peer in formulas.PEERS.items():
         kl = "analytic" if peer.analytical_kl else "mc"
         yield Comparison(name, "the function", peer.variance, kl, 2, peer.step, fused(peer))
 
@@ -115,14 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="nothing compiled")
     parser.add_argument("--rounds", type=cli.positive_int, default=50, help="timed steps of each (50)")
     parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="default: the GPU, if any")
-    parser.add_argument("--results", type=Path, help="the CSV (bench/results/<machine>-<date>-peers.csv)")
+    parser.add_argument("--results", type=Path, help=f"the CSV (bench/results/<machine>-<date>{PEERS}.csv)")
     options = parser.parse_args(arguments)
-    results = options.results or default_path(options.device, "-peers", quick=options.quick)
+    results = options.results or default_path(options.device, PEERS, quick=options.quick)
     cli.check_folder(parser, "--results", results.parent)
     # torch.compile does so by itself, for the whole process: else eager steps would cost more before it than after.
     torch.distributions.Distribution.set_default_validate_args(False)
 
-    table, machine = Table(results, COLUMNS), environment(options.device)
+    table, machine = Table(results, COLUMNS[PEERS]), environment(options.device)
     generator = torch.Generator().manual_seed(SEED)
     batch, channels, *space = SHAPE
     q, p = (torch.randn(batch, 2 * channels, *space, generator=generator).to(options.device) for _ in range(2))

@@ -10,23 +10,29 @@ import sys
 from pathlib import Path
 
 from bench.cli import Parser
-from bench.report import figures
-from bench.report.results import KERNELS, find, newest, read
-from bench.report.tables import kernels_table, section, training_table
+from bench.report import figures, tables
+from bench.report.results import HOST_COST, KERNELS, MMSE, PEERS, TRAINING, find, newest, read
 
 ROOT, FOLDER = Path(__file__).parents[2], Path("bench", "results")
 BLOCK = re.compile(r"<!-- generated: (?P<name>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 NOT_MEASURED = "Not measured yet."
+TABLES = {
+    KERNELS: ("kernels", tables.kernels_table),
+    TRAINING: ("training", tables.training_table),
+    MMSE: ("mmse", tables.mmse_table),
+    HOST_COST: ("hostcost", tables.host_cost_table),
+    PEERS: ("peers", tables.peers_table),
+}
+"""By the kind of results: the name of its tables, and what makes one."""
 
 
-def tables(root: Path) -> dict[str, str]:
+def generated(root: Path) -> dict[str, str]:
     """The generated texts of the README by name."""
-    parts: dict[str, list[str]] = {"figures": [], "kernels": [], "training": []}
+    parts: dict[str, list[str]] = {"figures": [], **{name: [] for name, _ in TABLES.values()}}
     for results in newest(map(read, find(root / FOLDER))):
-        kernels, link = results.kind == KERNELS, results.path.relative_to(root).as_posix()
-        table = (kernels_table if kernels else training_table)(results)
-        parts["kernels" if kernels else "training"].append(section(results, table, link))
-        if kernels and figures.swept(results):
+        name, table = TABLES[results.kind]
+        parts[name].append(tables.section(results, table(results), results.path.relative_to(root).as_posix()))
+        if results.kind == KERNELS and figures.swept(results):
             figure = figures.figure_path(results).relative_to(root).as_posix()
             parts["figures"].append(f"![time of a step against its size, {results.machine}]({figure})")
     return {name: "\n\n".join(texts) or NOT_MEASURED for name, texts in parts.items()}
@@ -47,7 +53,7 @@ def block(name: str, text: str) -> str:
 
 def faults(root: Path) -> list[str]:
     """The tables of the README and the figures of bench/results that are not what the results give."""
-    readme, texts = (root / "README.md").read_text(), tables(root)
+    readme, texts = (root / "README.md").read_text(), generated(root)
     filled(readme, texts)
     stated = {match["name"]: match[0] for match in BLOCK.finditer(readme)}
     found = [
@@ -70,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found) or "the README's tables and the figures are what the results give")
             return int(bool(found))
         path = ROOT / "README.md"
-        path.write_text(filled(path.read_text(), tables(ROOT)))
+        path.write_text(filled(path.read_text(), generated(ROOT)))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

@@ -1,6 +1,6 @@
 """The tables of bench/results: their columns, written row by row, and read for the README.
 
-`<machine>-<date>.csv` holds the kernels, `<machine>-<date>-train.csv` the whole model.
+`<machine>-<date>.csv` holds the kernels, `<machine>-<date>-train.csv` the whole model, and so on: see COLUMNS.
 """
 
 import csv
@@ -14,8 +14,8 @@ OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
 """A row's status. Wrong: its results are; failed: it raised; skipped: it cannot run there."""
 UPSTREAM, COMPILED = "upstream", "upstream, compiled"
 
-# The two kinds of file, by what follows the date in their name, and the columns of each.
-KERNELS, TRAINING = "", "-train"
+# The kinds of file, by what follows the date in their name, and the columns of each.
+KERNELS, TRAINING, MMSE, PEERS, HOST_COST = "", "-train", "-mmse", "-peers", "-hostcost"
 ENVIRONMENT = ("device", "threads", "torch", "triton", "careamics", "ladder_kernels", "commit", "date")
 COLUMNS = {
     KERNELS: (
@@ -30,8 +30,22 @@ COLUMNS = {
         *("median_ms", "p20_ms", "p80_ms", "rounds", "steps_per_s", "peak_mib", "final_loss"),
         *ENVIRONMENT,
     ),
+    MMSE: (
+        *("way", "tile", "samples", "batch", "rounds"),
+        *("median_s", "min_s", "cpu_s", "upstream_over_this", "peak_mib"),
+        *ENVIRONMENT,
+    ),
+    PEERS: (
+        *("peer", "ours", "variance", "kl", "shape", "z_difference", "kl_difference", "gradient_difference"),
+        *("theirs_us", "theirs_compiled_us", "ours_us", "ours_compiled_us", "rounds"),
+        *ENVIRONMENT,
+    ),
+    HOST_COST: (
+        *("who", "pass", "status", "reason", "median_us", "p20_us", "p80_us", "rounds", "calls"),
+        *ENVIRONMENT,
+    ),
 }
-NAME = re.compile(r"(?P<machine>.+)-(?P<date>\d{4}-\d\d-\d\d)(?P<kind>|-train)")
+NAME = re.compile(rf"(?P<machine>.+)-(?P<date>\d{{4}}-\d\d-\d\d)(?P<kind>{'|'.join(COLUMNS)})")
 
 Row = dict[str, str]
 
@@ -93,7 +107,7 @@ def newest(results: Iterable[Results]) -> list[Results]:
 
 def number(row: Row | None, column: str) -> float | None:
     """A cell as a number; None where it is empty or its row is not ok, whose figures mean nothing."""
-    return float(row[column]) if row and row["status"] == OK and row[column] else None
+    return float(row[column]) if row and row.get("status", OK) == OK and row[column] else None
 
 
 def first(rows: Iterable[Row], **wanted: str) -> Row | None:

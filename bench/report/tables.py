@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from bench.report.results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
+from bench.report.results import COMPILED, FAILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
 
 LEVEL = "level"  # the cases of the default model's levels start with it
 NOTHING = "-"
@@ -13,6 +13,17 @@ PROVIDERS = (
     *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
 )
 PASSES = {"train": "training step", "predict": "prediction"}
+# Whose step has a line, and what ours takes for it.
+PEERS = {
+    "diffusers, LDM": "`.diffusers()`",
+    "HDN, ladder-vae-pytorch": "`.hdn()`",
+    "VDVAE": "`.vdvae()`",
+    "COSDD": "`.cosdd()`",
+    "Efficient-VDVAE": "`.efficient_vdvae()`",
+    "NVAE": "logstd",
+    "hvae-oodd": "softplus",
+}
+CALLERS = ("upstream, validation off", COMPILED, "torch, compiled", "cpp", "cpp, compiled", "triton", "cuda")
 
 
 def kernels_table(results: Results) -> str:
@@ -49,6 +60,48 @@ def training_table(results: Results) -> str:
     return table(["", *heads, f"peak, {precisions[0]}"], lines)
 
 
+def peers_table(results: Results) -> str:
+    """A line for each of PEERS: how far its step and ours are apart, and the time of each, eager and compiled."""
+    heads = ["peer", "`variance=`", "differs at most", "its code, eager / compiled", "ours, eager / compiled"]
+    lines = []
+    for peer, variance in PEERS.items():
+        row = first(results.rows, peer=peer, ours="the function")
+        if row is not None:
+            apart = max(float(value) for name, value in row.items() if name.endswith("_difference"))
+            times = [_both_times(row, f"{who}_us", f"{who}_compiled_us") for who in ("theirs", "ours")]
+            lines.append([peer, variance, f"{apart:.0e}", *times])
+    return table(heads, lines)
+
+
+def mmse_table(results: Results) -> str:
+    """A line for each way: of every size of tile the time, and how often it fits into upstream's, and the peak."""
+    tiles = distinct(row["tile"] for row in results.rows)
+    ways = distinct(row["way"] for row in results.rows)
+    lines = []
+    for way in ways:
+        line = [way]
+        for tile in tiles:
+            # Upstream's loop is the first.
+            row, base = (first(results.rows, way=name, tile=tile) for name in (way, ways[0]))
+            line += [time_cell(row, base, "median_s", 1), _mebibytes(number(row, "peak_mib"))]
+        lines.append(line)
+    return table(["", *(head for tile in tiles for head in (f"{tile} x {tile}", "peak"))], lines)
+
+
+def host_cost_table(results: Results) -> str:
+    """A line for each of CALLERS: the time of a call, and how often it fits into that of upstream's compiled block."""
+    baselines = {"function": "block", "block": "block", "prediction": "prediction"}
+    lines = []
+    for who in _tried(CALLERS, results.rows, "who"):
+        line = [who]
+        for name, compared in baselines.items():
+            # One that failed has a single row, of no pass.
+            row = first(results.rows, who=who, **{"pass": name}) or first(results.rows, who=who, status=FAILED)
+            line.append(time_cell(row, first(results.rows, who=COMPILED, **{"pass": compared}), "median_us", 1e-6))
+        lines.append(line)
+    return table(["", *baselines], lines)
+
+
 def section(results: Results, body: str, link: str) -> str:
     """A table, and what it was measured on; `link` leads to the file."""
     return f"{about(results.rows)} ([all figures]({link})):\n\n{body}"
@@ -75,6 +128,13 @@ def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -
     seconds = value * unit
     scale, name = next(((s, n) for s, n in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
     return f"{three_digits(seconds * scale)} {name}" + (f" ({three_digits(base / value)}x)" if base else "")
+
+
+def _both_times(row: Row, eager: str, compiled: str) -> str:
+    """Two times in microseconds, in one unit."""
+    times = [number(row, eager), number(row, compiled)]
+    scale, name = (1e-3, "ms") if any(value is not None and value >= 1000 for value in times) else (1, "µs")
+    return " / ".join(NOTHING if value is None else three_digits(value * scale) for value in times) + f" {name}"
 
 
 def _mebibytes(value: float | None) -> str:

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from bench.report import figures, readme
-from bench.report.results import COLUMNS, KERNELS, TRAINING, Table, find, newest, read
+from bench.report.results import COLUMNS, NAME, Table, find, newest, read
 
 FOLDER = "bench/results"
-KERNEL_FILE, TRAINING_FILE = "abacus-2026-01-31.csv", "abacus-2026-01-31-train.csv"
+KERNEL_FILE, TRAINING_FILE, MMSE_FILE, PEERS_FILE, HOST_COST_FILE = FILES = [
+    f"abacus-2026-01-31{kind}.csv" for kind in ("", "-train", "-mmse", "-peers", "-hostcost")
+]
+NAMES = ["figures", "kernels", "training", "mmse", "peers", "hostcost"]
 FIGURE = "abacus-2026-01-31-time.png"
 ENVIRONMENT = {"device": "an abacus", "threads": "2", "torch": "2.0", "ladder_kernels": "0.1", "date": "2026-01-31"}
 SHAPES = {"level 8x8 b2": (2, 8), "level 4x4 b2": (2, 4), "sweep 2^8": (2, 8), "sweep 2^10": (2, 16)}
@@ -43,8 +46,35 @@ def training_rows() -> list[dict[str, str]]:
     return rows
 
 
+def mmse_rows() -> list[dict[str, str]]:
+    """Seconds of two ways at two sizes, the second way in half of the first's."""
+    ways = {"the loop": 1.0, "ours": 0.5}
+    rows = [(way, tile, cost * tile / 64) for tile in (64, 256) for way, cost in ways.items()]
+    return [{"way": w, "tile": t, "median_s": s, "peak_mib": 8 * s} | ENVIRONMENT for w, t, s in rows]
+
+
+def peers_rows() -> list[dict[str, str]]:
+    """One that is told, beside the class, which is not, and one that is not."""
+    differences = {"z_difference": 1e-7, "kl_difference": 3e-7, "gradient_difference": 2e-7}
+    times = {"theirs_us": 4000, "theirs_compiled_us": 2000, "ours_us": 1000, "ours_compiled_us": 900}
+    told = {"peer": "diffusers, LDM", "ours": "the function"} | differences | times | ENVIRONMENT
+    return [told | {"ours": "the class", "ours_us": 7000}, told, told | {"peer": "nobody"}]
+
+
+def host_cost_rows() -> list[dict[str, str]]:
+    """Of the upstream block, ours eager, and a backend that cannot be built."""
+    times = {"upstream, compiled": {"block": 200, "prediction": 30}}
+    times["cpp"] = {"function": 50, "block": 100, "prediction": 15}
+    rows = [
+        {"who": who, "pass": name, "status": "ok", "median_us": time} | ENVIRONMENT
+        for who, passes in times.items()
+        for name, time in passes.items()
+    ]
+    return [*rows, {"who": "cuda", "status": "failed", "reason": "no compiler"} | ENVIRONMENT]
+
+
 def write(path: Path, rows: list[dict]) -> None:
-    table = Table(path, COLUMNS[TRAINING if path.stem.endswith("train") else KERNELS])
+    table = Table(path, COLUMNS[NAME.fullmatch(path.stem)["kind"]])
     for row in rows:
         table.add(row)
 
@@ -59,9 +89,9 @@ def changed(rows: list[dict], wanted: dict, cells: dict) -> list[dict]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository whose README and figure are what its results give."""
     root = tmp_path_factory.mktemp("written")
-    write(root / FOLDER / KERNEL_FILE, kernel_rows())
-    write(root / FOLDER / TRAINING_FILE, training_rows())
-    marks = [f"<!-- generated: {name} -->\n<!-- end -->\nby hand" for name in ("figures", "kernels", "training")]
+    for name, rows in zip(FILES, (kernel_rows, training_rows, mmse_rows, peers_rows, host_cost_rows), strict=True):
+        write(root / FOLDER / name, rows())
+    marks = [f"<!-- generated: {name} -->\n<!-- end -->\nby hand" for name in NAMES]
     (root / "README.md").write_text("\n\n".join(marks))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readme, "ROOT", root)
@@ -102,8 +132,19 @@ def test_the_tables_are_the_results(root):
     assert row_of(text, "upstream") == "| upstream | 76.8 ms (1.00x) | 19.2 ms (1.00x) | 31.2 MiB |"
     assert row_of(text, "cpp") == "| cpp | 7.68 ms (10.0x) | 1.92 ms (10.0x) | 3.12 MiB |"
     assert row_of(text, "patched") == "| patched | 50.0 ms (2.00x) | 50.0 ms (2.00x) | - |"
-    assert text.count("by hand") == 3
-    assert text.count("an abacus, 2 threads · torch 2.0 · ladder_kernels 0.1 · 2026-01-31") == 2
+    assert row_of(text, "ours") == "| ours | 500 ms (2.00x) | 4.00 MiB | 2.00 s (2.00x) | 16.0 MiB |"
+    peer = "| diffusers, LDM | `.diffusers()` | 3e-07 | 4.00 / 2.00 ms | 1.00 / 0.900 ms |"
+    assert row_of(text, "diffusers, LDM") == peer
+    assert "nobody" not in text
+    assert text.count("by hand") == len(NAMES)
+    assert text.count("an abacus, 2 threads · torch 2.0 · ladder_kernels 0.1 · 2026-01-31") == len(FILES)
+
+
+def test_what_a_call_costs_the_host_is_told_beside_upstreams_compiled_block(root):
+    _, _, body = (root / "README.md").read_text().partition("generated: hostcost")
+    assert row_of(body, "upstream, compiled") == "| upstream, compiled | - | 200 µs (1.00x) | 30.0 µs (1.00x) |"
+    assert row_of(body, "cpp") == "| cpp | 50.0 µs (4.00x) | 100 µs (2.00x) | 15.0 µs (2.00x) |"
+    assert row_of(body, "cuda") == "| cuda | **failed** | **failed** | **failed** |"
 
 
 def test_no_table_of_the_readme_is_long_and_each_leads_to_its_file():
@@ -130,10 +171,13 @@ SWEPT = STEP | {"case": "sweep 2^10"}
     ("file", "rows", "expected"),
     [
         (KERNEL_FILE, changed(kernel_rows(), STEP, {"median_us": 7}), ["README.md, table kernels: out of date"]),
+        (MMSE_FILE, changed(mmse_rows(), {"way": "ours"}, {"peak_mib": 7}), ["README.md, table mmse: out of date"]),
+        (PEERS_FILE, changed(peers_rows(), {}, {"ours_us": 7}), ["README.md, table peers: out of date"]),
+        (HOST_COST_FILE, changed(host_cost_rows(), {"who": "cpp"}, {"median_us": 7}), ["README.md, table hostcost"]),
         (KERNEL_FILE, changed(kernel_rows(), SWEPT, {"median_us": 7}), [f"{FIGURE}: out of date"]),
         (TRAINING_FILE, changed(training_rows(), {"variant": "patched"}, {"median_ms": 7}), ["README.md, table train"]),
     ],
-    ids=["level", "sweep", "training"],
+    ids=["level", "mmse", "peers", "hostcost", "sweep", "training"],
 )
 def test_a_changed_number_fails_the_check_and_is_then_shown(root, capsys, file, rows, expected):
     write(root / FOLDER / file, rows)
@@ -165,7 +209,7 @@ def test_marks_that_do_not_fit_are_one_line(root, capsys):
     path.write_text(path.read_text().replace("generated: kernels", "generated: figures"))
     with pytest.raises(SystemExit):
         readme.main(["--check"])
-    assert "expected each of ['figures', 'kernels', 'training'] once" in capsys.readouterr().err
+    assert f"expected each of {sorted(NAMES)} once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("status", "cell"), [("wrong", "**wrong**"), ("failed", "**failed**"), ("skipped", "-")])
@@ -191,7 +235,7 @@ def test_only_the_newest_of_a_machine_is_told(root):
     write(root / FOLDER / "abacus-2025-12-01.csv", changed(kernel_rows(), STEP, {"median_us": 7000}))
     write(root / FOLDER / "slide-rule-2025-12-01.csv", kernel_rows())
     names = [results.path.name for results in newest(map(read, find(root / FOLDER)))]
-    assert names == [KERNEL_FILE, TRAINING_FILE, "slide-rule-2025-12-01.csv"]
+    assert names == [*sorted(FILES, key=lambda name: name.removesuffix(".csv")), "slide-rule-2025-12-01.csv"]
     assert "7.00 ms" not in update(root)
 
 

@@ -1,0 +1,4 @@
+// Stands in for the CUDA toolkit's.
+#pragma once
+
+using cudaStream_t = void*;
