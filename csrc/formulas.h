@@ -167,7 +167,7 @@ LADDER_FN Latent<T> draw_latent(const Gaussian<kind, T>& q, T source, T temperat
     return {over_std(source - q.mean, q), source};
   } else if constexpr (draw == Draw::noise) {
     const T eps = source * temperature;
-    return {eps, q.mean + q.std * eps};
+    return {eps, math::multiply_add(q.std, eps, q.mean)};
   } else {
     return {T(0), q.mean};
   }

@@ -39,6 +39,16 @@ LADDER_FN T polynomial(T x, T c0, Rest... rest) {
   return c0 + x * polynomial(x, rest...);
 }
 
+// a b + c. On a GPU always rounded once, or two kernels might round it differently; hosts may lack the instruction.
+template <class T>
+LADDER_FN T multiply_add(T a, T b, T c) {
+#if defined(__CUDA_ARCH__)
+  return ::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 template <class T>
 struct SinCos {
   T sin, cos;
