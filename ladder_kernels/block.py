@@ -19,7 +19,7 @@ class NormalStochasticBlock(Stages):
     """Maps two feature tensors to q and p, samples z, computes the KL metrics, and maps z to the output.
 
     Same constructor, methods, state_dict keys, return types and (with `rng="torch"`) numbers as CAREamics' block.
-    Where that block raises or is silently wrong, this one does what its documentation says; README lists it.
+    Where that block raises or is silently wrong, this one does what its documentation says; docs/design.md lists it.
 
     Parameters
     ----------

@@ -28,6 +28,7 @@ from ladder_kernels import NormalStochasticBlock, VarianceMap, normal_sample_kl,
 
 SIDE, LOGVAR_MAX = 2, 20.0
 SHAPE = (1, 1, SIDE, SIDE)
+VARIANCE = VarianceMap(raw_max=LOGVAR_MAX)  # made once, as a model does
 SUMS = ("kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "logprob_q")
 FUNCTION, BLOCK, PREDICTION = PASSES = ("function", "block", "prediction")
 """Forward and backward of `normal_sample_kl`, of a block without its convolutions, and that block's prediction."""
@@ -136,7 +137,7 @@ def _upstream_compiled_whole(inputs: Inputs) -> dict[str, Call]:
 
 
 def _step(q: Tensor, p: Tensor) -> Any:
-    return normal_sample_kl(q, p, variance=VarianceMap(raw_max=LOGVAR_MAX), vanilla_latent_hw=SIDE)
+    return normal_sample_kl(q, p, variance=VARIANCE, vanilla_latent_hw=SIDE)
 
 
 def _function(step: Callable[[Tensor, Tensor], Any], inputs: Inputs) -> dict[str, Call]:
