@@ -41,9 +41,9 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    # Lowest of everything.
+    # Lowest of everything; torch 2.6 cannot compile with a Triton of ours, and careamics with no torch of Python 3.10.
     "python3.10": Row("3.10", torch="2.6.0", triton="3.3.1"),
-    "careamics0.1": Row("3.11", torch="2.6.0", triton="3.3.1", torchvision="0.21.0", careamics="0.1.0"),
+    "careamics0.1": Row("3.11", torch="2.7.1", triton="3.3.1", torchvision="0.22.1", careamics="0.1.0"),
     # Between, and highest.
     "torch2.13": Row("3.11", torch="2.13.0", triton="3.7.1"),
     "torch2.14": Row("3.11", torch="2.14.1", triton="3.8.0", torchvision="0.29.1", careamics="0.2.0"),
@@ -61,22 +61,15 @@ MODEL = [
     *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile"),
     *("wrappers", "distributed"),
 ]
-# What that torch itself cannot do: FSDP2 on a CPU, ONNX of this graph, and some compiled functions.
+# What that torch itself cannot do on a CPU: FSDP2, and compiled functions beside Triton 3.3.
 NOT_WITH_TORCH_2_6 = [
     "data.py::test_distributed_wrappers_give_gradients_to_a_loss_of_data_alone",
+    "data.py::test_it_can_be_exported",
     "paths.py::test_every_compiler_gives_the_eager_numbers",
-    *(
-        f"compile.py::test_{name}"
-        for name in (
-            "a_graph_keeps_to_the_backend_forced_in_its_own_thread",
-            "another_backend_is_another_graph",
-            "export_keeps_the_step",
-            "one_dynamic_graph_serves_every_batch_and_size",
-            "onnx_has_the_plain_formula",
-        )
-    ),
-    "distributed.py",
+    "gradients.py::test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides",
 ]
+# Its wheels have no linker for AMD's GPUs.
+NOT_WITH_TRITON_3_3 = ["triton_compiles.py::test_some_rows_compile_for_the_other_targets[gfx942]"]
 # What CI has the time for.
 SHORT_STEP = ["variance", "noise", "block", "cpp"]
 SHORT_MODEL = ["params", "patch", "next_careamics"]
@@ -99,6 +92,7 @@ def versions(session: nox.Session, name: str) -> None:
         *("pytest", "-n", "logical", "--dist", "worksteal", "--import-mode=append", "-p", "no:cacheprovider", "-q"),
         *(f"tests/test_{name}.py" for name in names),
         *(f"--deselect=tests/test_{test}" for test in NOT_WITH_TORCH_2_6 if row.torch.startswith("2.6.")),
+        *(f"--deselect=tests/test_{test}" for test in NOT_WITH_TRITON_3_3 if row.triton.startswith("3.3.")),
         *(["tests/versions/vae_module.py"] if row.careamics in ("0.1.0", "0.2.0") else []),
         *(argument for argument in session.posargs if argument != "--short"),
         env=environment,

@@ -159,7 +159,8 @@ class LateCall:
         self._versions = self._versions_now(parameters, buffers)
         # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
         # Of a convolution the bias, its smallest; none of a module without parameters.
-        self._last_values = [parameter.detach().clone() for parameter in parameters[-1:]]
+        with torch.no_grad():
+            self._last_values = [parameter.clone() for parameter in parameters[-1:]]
 
     def __call__(self) -> Tensor:
         if not self._is_unchanged():
