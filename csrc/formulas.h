@@ -59,7 +59,7 @@ LADDER_FN VarianceMap<To> cast(VarianceMap<From> map) {
           static_cast<To>(map.inverse_beta), static_cast<To>(map.floor)};
 }
 
-// The map of N(0, I), which takes a raw value of 0 to variance 1 exactly. Three kinds do that by themselves; of a
+// The map of N(0, I), which takes a raw value of 0 to variance 1 exactly. Most kinds do that by themselves; of a
 // softplus clamped to minus infinity the floor is left.
 LADDER_FN VarianceMap<double> unit_map(Variance kind) {
   constexpr double infinity = std::numeric_limits<double>::infinity();

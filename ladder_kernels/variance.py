@@ -29,7 +29,7 @@ def as_number(value: Any, name: str, expected: str = "a number") -> float:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceMap:
-    """The map from a raw parameter r to a variance v, or to its root s. It is monotone.
+    """The map from a raw parameter r to a variance v, or to its root s. It is strictly increasing.
 
     - "stable": `v = exp(r) if r <= 0 else 1 + r`, plus the floor. CAREamics, muSplit, denoiSplit.
     - "exp": `v = exp(r)`, so r is the log-variance. HDN, ladder-vae-pytorch, LDM and diffusers.

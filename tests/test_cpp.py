@@ -59,7 +59,7 @@ WRONG = {
         None,
         (*STEP[:2], "cubic", *STEP[3:]),
         {},
-        "variance must be .* or softplus, got cubic",
+        "variance must be .*, got cubic",
     ),
     "kl": (Q, None, None, ("mode", "exact", *STEP[2:]), {}, "kl must be monte_carlo, analytic or none, got exact"),
     "p without a KL": (Q, Q, None, ("mode", "none", *STEP[2:]), {}, r"'none' needs no p, got one of shape \[2, 4, 3\]"),

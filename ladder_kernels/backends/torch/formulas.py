@@ -85,6 +85,7 @@ def gaussian(mean: Tensor, raw: Tensor, variance: VarianceMap) -> Gaussian:
         return Gaussian(mean, std, 2.0 * torch.log(std), None, std, slope, clamped)
     if variance.kind == "logstd":
         return Gaussian(mean, torch.exp(raw), raw + raw, raw, None, (2.0, raw.new_ones(())), clamped)
+    assert variance.kind == "exp", f"no formula for the kind {variance.kind!r}"
     exponent = 0.5 * raw
     return Gaussian(mean, torch.exp(exponent), raw, exponent, None, None, clamped)
 

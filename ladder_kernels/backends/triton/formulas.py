@@ -125,6 +125,7 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         return Gaussian(mean, std, exponent, rest, near, far, reciprocal(rest, FAST), raw, log_var, slope, clamped)
     else:
         IS_LOG_STD: tl.constexpr = variance.kind == "logstd"
+        tl.static_assert(IS_LOG_STD or variance.kind == "exp", "no formula for this kind")
         exponent = raw if IS_LOG_STD else 0.5 * raw
         log_var = raw + raw if IS_LOG_STD else raw
         slope = one + one if IS_LOG_STD else one
