@@ -1,5 +1,6 @@
 """Real CAREamics LadderVAEs, small enough to train in a test: ways to set them up, to train them and to predict."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,11 @@ class Setup:
     def build(self, seed: int = 0) -> LadderVAE:
         """An upstream model in training mode; a seed gives the same weights again."""
         torch.manual_seed(seed)
-        return LadderVAE(**self.config)
+        model = LadderVAE(**self.config)
+        if not upstreams_prior_trains():
+            for layer in model.top_down_layers[-1:]:
+                nn.init.normal_(layer.top_prior_params, std=0.01)
+        return model
 
     def build_loss(self) -> Loss:
         """Upstream's loss with real likelihoods, as `loss(model's outputs, targets)`."""
@@ -129,6 +134,17 @@ TILES = [
         ("3d_to_3d-context", (3, 16, 16)),
     )
 ]
+
+
+@functools.cache
+def upstreams_prior_trains() -> bool:
+    """Whether its learned prior, whose log-variances begin at 0, has a gradient there.
+
+    Upstream's is that of `torch.clip` at its bound: 1 with torch 2.11, 0 with torch 2.14.
+    """
+    at_the_bound = torch.zeros((), requires_grad=True)
+    torch.clip(at_the_bound, min=0).backward()
+    return at_the_bound.grad == 1
 
 
 def noise_model_likelihood(config: dict[str, Any]) -> NoiseModelLikelihood:

@@ -98,6 +98,18 @@ def test_the_first_step_has_upstream_output_and_decoder_data(histories: tuple[Hi
     assert_same_data(ours.first_data, upstream.first_data)
 
 
+def test_the_learned_prior_of_a_new_model_trains(backend: str) -> None:
+    """It begins at 0, where upstream's log-variances have no gradient with torch 2.14."""
+    model = LadderVAE(**HDN.config)
+    patch_model(model)
+    prior = model.top_down_layers[-1].top_prior_params
+    assert (prior == 0).all()
+    _, data = forward(model)
+    sum(kl.mean() for kl in data["kl"]).backward()
+    assert prior.grad is not None
+    assert (prior.grad != 0).all()
+
+
 @pytest.mark.parametrize("setup", [SETUPS[name] for name in SETUPS if "context" in name], ids=lambda setup: setup.name)
 def test_the_setups_with_context_tell_the_restricted_kl_from_the_full_one(setup: Setup) -> None:
     _, data = forward(setup.build(), setup)
