@@ -123,12 +123,13 @@ def counted() -> Iterator[list[int]]:
 
 
 def check_the_same() -> None:
-    """Every case launched by Triton, then directly, then, forgotten, by Triton again: the same every time."""
+    """Every case launched by Triton, then directly if we know how, then, forgotten, by Triton again: always the same."""
     found = cases()
     first = {name: launched(*case) for name, case in found.items()}
     with counted() as asked:
         again = {name: launched(*case) for name, case in found.items()}
-        assert asked == [0], f"Triton was asked {asked[0]} times"
+        expected = 0 if launcher.DIRECT else sum(map(len, first.values()))
+        assert asked == [expected], f"Triton was asked {asked[0]} times, not {expected}"
     for name, case in found.items():
         settings.forget()
         assert again[name] == first[name] == launched(*case), name

@@ -28,6 +28,8 @@ INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 WARP_SIZE = 64 if torch.version.hip else 32
 NVIDIA = torch.version.cuda is not None
 REDUCE_BLOCK = 256
+# Of every launch: Triton is about to change the default, and warns where nothing is said.
+FUSED = {"enable_fp_fusion": True}
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 # Allocates a tensor.
@@ -120,7 +122,7 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
             reduce_kernel,
             batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0),
             arguments,
-            {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype]},
+            {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
         ),
     )
 
@@ -237,8 +239,7 @@ def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> 
         "COMPUTE": _TRITON_DTYPE[dtype],
         "FAST": dtype == torch.float32 and NVIDIA and not INTERPRETED,
         "num_warps": tiles.warps(WARP_SIZE),
-        # Explicit: Triton is about to change its default.
-        "enable_fp_fusion": True,
+        **FUSED,
     }
 
 
