@@ -123,7 +123,7 @@ def counted() -> Iterator[list[int]]:
 
 
 def check_the_same() -> None:
-    """Every case launched by Triton, then directly if we know how, then, forgotten, by Triton again: always the same."""
+    """Every case launched by Triton, then directly if known how, then, forgotten, by Triton again: always the same."""
     found = cases()
     first = {name: launched(*case) for name, case in found.items()}
     with counted() as asked:
