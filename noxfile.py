@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    # Lowest of everything; torch 2.6 cannot compile with a Triton of ours, and careamics with no torch of Python 3.10.
+    # Lowest of everything; torch 2.6 compiles with no Triton that we take.
     "python3.10": Row("3.10", torch="2.6.0", triton="3.3.1"),
     "careamics0.1": Row("3.11", torch="2.7.1", triton="3.3.1", torchvision="0.22.1", careamics="0.1.0"),
     # Between, and highest.

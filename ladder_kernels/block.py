@@ -171,15 +171,13 @@ class NormalStochasticBlock(Stages):
     def _infer(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
         q = self._packed_q(q_params)
-        p = shown_p = crop_to_q(self._packed_p(p_params), q)
+        p = crop_to_q(self._packed_p(p_params), q)
         if self.validate_args:
             self._validate(call, q, p)
-        if call.force_constant_output:
-            p, shown_p = p[:1], copy_first(p)
         variance = self._variance(call.var_clip_max)
         z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = normal_sample_kl(
             q,
-            p,
+            p[:1] if call.force_constant_output else p,
             analytical_kl=call.analytical_kl,
             vanilla_latent_hw=self._vanilla_latent_hw,
             elementwise=True,
@@ -193,7 +191,7 @@ class NormalStochasticBlock(Stages):
             "kl_spatial": spatial,
             "kl_channelwise": channelwise,
             "z": z,
-            "p_params": self._shown_p(shown_p, variance),
+            "p_params": self._shown_p(p, call, variance),
             "q_params": _shown(q, variance),
             "logprob_q": logprob_q,
             "qvar_max": qvar_max,
@@ -231,21 +229,22 @@ class NormalStochasticBlock(Stages):
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
-            "p_params": self._shown_p(copy_first(p) if call.force_constant_output else p, variance),
+            "p_params": self._shown_p(p, call, variance),
             "q_params": None,
             "logprob_q": None,
             "qvar_max": z.new_zeros(()),
         }
 
-    def _shown_p(self, p: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+    def _shown_p(self, p: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+        if call.force_constant_output:
+            p = copy_first(p)
         # The caller's own tensor may be another one by the time that it is read.
         return _shown(p, variance) if self.transform_p_params else parameter_pair(p, variance)
 
     def _late_p(self, p_params: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
         """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
         if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
-            p = self._packed_p(p_params)
-            return self._shown_p(copy_first(p) if call.force_constant_output else p, variance)
+            return self._shown_p(self._packed_p(p_params), call, variance)
         late = LateCall(self.conv_in_p, p_params)
         return late_parameter_pair((lambda: copy_first(late())) if call.force_constant_output else late, variance)
 
@@ -269,7 +268,7 @@ class NormalStochasticBlock(Stages):
 
     def _variance(self, var_clip_max: float | None) -> VarianceMap:
         # A compiler reads a construction better than a cache.
-        make = _variance if torch.compiler.is_compiling() else _cached_variance
+        make = _make_variance if torch.compiler.is_compiling() else _cached_variance
         return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
@@ -312,7 +311,7 @@ class NormalStochasticBlock(Stages):
     def _has_overrides(self) -> bool:
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls, own = type(self), self.__dict__
-        return any([name in own or getattr(cls, name) is not stage for name, stage in _STAGES])  # noqa: C419 - faster
+        return any(name in own or getattr(cls, name) is not stage for name, stage in _STAGES)
 
 
 def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -324,9 +323,9 @@ def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLog
 _STAGES = tuple((name, getattr(Stages, name)) for name in STAGES)
 
 
-def _variance(use_naive_exponential: bool, var_clip_max: float | None) -> VarianceMap:
+def _make_variance(use_naive_exponential: bool, var_clip_max: float | None) -> VarianceMap:
     return VarianceMap("exp" if use_naive_exponential else "stable", raw_max=var_clip_max)
 
 
 # A block makes the same one at every call.
-_cached_variance = functools.lru_cache(maxsize=32)(_variance)
+_cached_variance = functools.lru_cache(maxsize=32)(_make_variance)

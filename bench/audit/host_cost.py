@@ -21,15 +21,16 @@ from torch.distributions import Distribution
 
 from bench import cli
 from bench.audit import nothing
+from bench.kernels.cases import LOGVAR_MAX
+from bench.kernels.providers import SUMS
 from bench.measure.run_info import default_path, environment
 from bench.measure.timing import quantile, take_turns
 from bench.report.results import COLUMNS, COMPILED, FAILED, HOST_COST, OK, Table, one_line, rounded
 from ladder_kernels import NormalStochasticBlock, VarianceMap, normal_sample_kl, use_backend
 
-SIDE, LOGVAR_MAX = 2, 20.0
+SIDE = 2
 SHAPE = (1, 1, SIDE, SIDE)
 VARIANCE = VarianceMap(raw_max=LOGVAR_MAX)  # made once, as a model does
-SUMS = ("kl_samplewise", "kl_samplewise_restricted", "kl_channelwise", "kl_spatial", "logprob_q")
 FUNCTION, BLOCK, PREDICTION = PASSES = ("function", "block", "prediction")
 """Forward and backward of `normal_sample_kl`, of a block without its convolutions, and that block's prediction."""
 UNTIMED = 5  # calls before those of a turn that are timed
