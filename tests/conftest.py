@@ -1,6 +1,7 @@
 """What every test gets: a fixed seed, uninitialised memory full of NaN, and the backends that run on this machine."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -17,6 +18,23 @@ if not torch.cuda.is_available():
 from ladder_kernels import use_backend
 
 torch.set_num_threads(1)
+
+
+def _patch_the_language_once() -> None:
+    """Triton's interpreter walks through all of the language in every call of a device function: half of its time."""
+    from triton.runtime import interpreter
+
+    patch = functools.cache(interpreter._patch_lang)
+
+    def call(function, *args, **kwargs):
+        patch(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _patch_the_language_once()
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.

@@ -69,8 +69,10 @@ def test_gradcheck(backend, variance, prior, source, kl):
         del outputs["qvar_max"]
         return tuple(v for v in outputs.values() if v.requires_grad)
 
-    # The interpreter takes a tenth of a second a call: there along random directions only.
-    assert torch.autograd.gradcheck(differentiable, values, fast_mode=interpreted(backend))
+    # The interpreter takes a tenth of a second a call: there along random directions only, and what gradients that do
+    # not arrive do is the test's above.
+    slow = interpreted(backend)
+    assert torch.autograd.gradcheck(differentiable, values, fast_mode=slow, check_undefined_grad=not slow)
 
 
 @pytest.mark.parametrize("source", ["noise", "seed", "mode"])
