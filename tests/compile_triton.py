@@ -200,11 +200,16 @@ def main() -> int:
     parser.add_argument("target", nargs="?", choices=TARGETS, default="sm_90")
     parser.add_argument("--rows", type=int, help="only so many, spread over all of them")
     arguments = parser.parse_args()
-    found = rows()
-    chosen = found[:: max(1, len(found) // arguments.rows)] if arguments.rows else found
+    chosen = rows()
+    if arguments.rows:
+        chosen = chosen[:: max(1, len(chosen) // arguments.rows)]
     work = [(arguments.target, *row) for row in chosen]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        faults = [text for text in pool.starmap(fault, work, chunksize=1) if text is not None]
+    if arguments.rows:  # done before other processes would have started
+        found = [fault(*each) for each in work]
+    else:
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+            found = pool.starmap(fault, work, chunksize=1)
+    faults = [text for text in found if text is not None]
     print(*faults, f"{len(work)} rows, {len(faults)} do not compile for {arguments.target}", sep="\n")
     return int(bool(faults))
 

@@ -243,10 +243,9 @@ def count_graphs():
     return torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
 
-@pytest.mark.parametrize("kind", ["stable", "softplus"])  # tests/test_paths.py compiles every kind
-def test_one_dynamic_graph_serves_every_batch_and_size(backend, kind):
+def test_one_dynamic_graph_serves_every_batch_and_size(backend):
     def call(q, p):
-        step = normal_sample_kl(q, p, variance=VarianceMap(kind), vanilla_latent_hw=4, elementwise=True)
+        step = normal_sample_kl(q, p, variance=VarianceMap("softplus"), vanilla_latent_hw=4, elementwise=True)
         return (*step[:6], step.kl_elementwise)
 
     counter = count_graphs()

@@ -1,9 +1,9 @@
 """The files of docs/careamics.md do what the page says, run one after the other as they stand there."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +29,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, name: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, name]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Runs a file of the folder, with its own import of the model; not in a process, which imports CAREamics anew."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+
+    def run(name: str) -> None:
+        sys.modules.pop("hdn", None)
+        runpy.run_path(name, run_name="__main__")
+
+    return run
 
 
-def test_the_page_trains_resumes_and_predicts(folder: Path) -> None:
-    assert "4 stochastic blocks run fused" in run(folder, "train.py")
+def test_the_page_trains_resumes_and_predicts(
+    folder: Path, run: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train.py")
+    assert "4 stochastic blocks run fused" in capsys.readouterr().out
     trained = torch.load(folder / "hdn.ckpt", weights_only=False)
-    run(folder, "resume.py")
+    run("resume.py")
     resumed = torch.load(folder / "hdn.ckpt", weights_only=False)
-    run(folder, "predict.py")
+    run("predict.py")
 
     assert (trained["epoch"], resumed["epoch"]) == (2, 3)
     assert resumed["global_step"] == trained["global_step"] * 3 // 2
