@@ -8,6 +8,7 @@ One operator is no compiler's: `plain_backward` is how the native backends' auto
 formula where gradients are differentiated or batched.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -172,24 +173,31 @@ torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, s
 
 def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
     """The step and the backend from `arguments`; a temperature stays a tensor, which may be a fake one."""
-    draw, kl, kind, raw_min, raw_max, beta, floor, temperature, window, *layout, backend = step_and_backend
-    variance = VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor)
+    draw, kl, kind, raw_min, raw_max, beta, floor, temperature, window, elementwise, channels_last, backend = (
+        step_and_backend
+    )
     step = Step(
         draw,
         kl,
-        variance,
+        VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor),
         temperature=1.0 if temperature is None else temperature,
         # The operator's schema has a list for it.
         window=None if window is None else tuple(window),
-        elementwise=layout[0],
-        channels_last=layout[1],
+        elementwise=elementwise,
+        channels_last=channels_last,
     )
     return step, backend
 
 
+_parse_again = functools.lru_cache(maxsize=256)(_parse)
+
+
 def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
-    step, backend = _parse(step_and_backend)
-    return step._replace(temperature=float(step.temperature)), backend
+    """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
+    *choices, temperature, window, elementwise, channels_last, backend = step_and_backend
+    temperature = 1.0 if temperature is None else float(temperature)
+    window = None if window is None else tuple(window)
+    return _parse_again((*choices, temperature, window, elementwise, channels_last, backend))
 
 
 def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
