@@ -55,10 +55,10 @@ CI = ("torch2.13", "torch2.14")
 # With and without careamics: the numbers and gradients of every backend, and the kernels' compilation.
 STEP = [
     *("functional", "gradients", "layouts", "extremes", "arguments", "variance", "noise"),
-    *("block", "data", "paths", "cpp", "triton", "triton_compiles"),
+    *("block", "data", "paths", "ops", "transforms", "cpp", "triton", "triton_compiles"),
 ]
 MODEL = [
-    *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile"),
+    *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile", "export"),
     *("wrappers", "distributed"),
 ]
 # What that torch itself cannot do on a CPU: FSDP2, and compiled functions beside Triton 3.3.

@@ -15,15 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from ladder_kernels import normal_sample_kl
 from ladder_kernels.variance import VarianceMap
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 SHAPE = (2, 3, 4, 6)
 PACKED = (2, 6, 4, 6)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -5,9 +5,6 @@ unwrapped. Several processes are in test_distributed.py.
 """
 
 import functools
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,18 +178,11 @@ def test_a_checkpointed_model_has_the_same_gradients(rng: str, use_reentrant: bo
 # Compilers and exporters.
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 # Three batch sizes by two patch sizes. Both change at first: one that changes alone is a graph more, of any code.
 SIZES = [(2, 16), (3, 32), (5, 16), (2, 32), (3, 16), (5, 32)]
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("mode_pred", [False, True], ids=["training", "prediction"])
 def test_a_compiled_block_has_two_graphs_for_all_sizes(backend: str, mode_pred: bool) -> None:
     """The first, and one for every size once two have been seen."""
@@ -211,7 +201,7 @@ def test_a_compiled_block_has_two_graphs_for_all_sizes(backend: str, mode_pred: 
     assert counter.frame_count <= 2
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_patched_model_with_compiled_blocks_predicts_with_two_graphs_a_block() -> None:
     ours, unwrapped = build().eval(), build().eval()
     counters = []
@@ -222,46 +212,3 @@ def test_a_patched_model_with_compiled_blocks_predicts_with_two_graphs_a_block()
         inputs = torch.randn(batch, 1, size, size)
         torch.testing.assert_close(predict(ours, inputs)[0], predict(unwrapped, inputs)[0], rtol=1e-4, atol=1e-5)
     assert all(1 <= counter.frame_count <= 2 for counter in counters)
-
-
-class Prediction(nn.Module):
-    """A block in prediction; its output and a statistic."""
-
-    def __init__(self, **call_options: Any) -> None:
-        super().__init__()
-        self.block, self._options = NormalStochasticBlock(4, 3, 4), call_options
-
-    def forward(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        out, data = self.block(p, q, mode_pred=True, **self._options)
-        return out, data["logprob_q"]
-
-
-LOAD = """
-import sys
-import torch
-import ladder_kernels
-
-inputs, expected = torch.load(sys.argv[1])
-package = torch._inductor.aoti_load_package(sys.argv[2])
-torch.manual_seed(0)
-torch.testing.assert_close(tuple(package(*inputs)), expected)
-assert "careamics" not in sys.modules
-"""
-
-
-@pytest.mark.usefixtures("_fresh_compiler")
-def test_a_package_of_aotinductor_draws_the_same_numbers_where_only_the_library_was_imported(tmp_path: Path) -> None:
-    model, inputs = Prediction().eval(), tuple(torch.randn(2, 1, 4, 8, 8))
-    with torch.no_grad():
-        program = torch.export.export(model, inputs)
-        # Compiling torch's headers ahead takes longer than everything else.
-        slow = "cpp_cache_precompile_headers"
-        options = {slow: False} if hasattr(torch._inductor.config, slow) else {}
-        package = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(tmp_path / "model.pt2"), inductor_configs=options
-        )
-        torch.manual_seed(0)
-        torch.save((inputs, model(*inputs)), tmp_path / "expected.pt")
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "expected.pt"), package]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert loaded.returncode == 0, loaded.stderr

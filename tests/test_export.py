@@ -1,0 +1,129 @@
+"""Programs that are written to a file: torch.export, AOTInductor's packages, torch.jit.trace, ONNX."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from ladder_kernels import NormalStochasticBlock
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+def test_export_keeps_the_step(backend):
+    block = NormalStochasticBlock(4, 3, 4)
+    p, q = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    latent = torch.randn(2, 3, 8, 8)
+
+    class Metrics(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def forward(self, p, q):
+            out, data = self.block(p, q, forced_latent=latent)
+            return out, data["kl_samplewise"]
+
+    program = torch.export.export(Metrics(), (p, q))
+    for out, want in zip(program.module()(p, q), Metrics()(p, q), strict=True):
+        torch.testing.assert_close(out, want)
+
+
+def test_an_export_with_dynamic_batch_and_size_serves_them(backend):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = NormalStochasticBlock(4, 3, 4, vanilla_latent_hw=2)
+
+        def forward(self, p, q):
+            out, data = self.block(p, q)
+            return out, data["z"], data["kl_samplewise"], data["kl_samplewise_restricted"]
+
+    batch, half = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("half", min=2, max=64)
+    shapes, model = {0: batch, 2: 2 * half}, Model()
+    inputs = (torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8))
+    program = torch.export.export(model, inputs, dynamic_shapes=(shapes, shapes)).module()
+    for batch, height in ((2, 8), (5, 12)):
+        p, q = torch.randn(batch, 4, height, 8), torch.randn(batch, 4, height, 8)
+        torch.manual_seed(0)
+        expected = model(p, q)
+        torch.manual_seed(0)
+        for out, want in zip(program(p, q), expected, strict=True):
+            torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+
+
+class Prediction(nn.Module):
+    """A block in prediction; its output and a statistic."""
+
+    def __init__(self, **call_options: Any) -> None:
+        super().__init__()
+        self.block, self._options = NormalStochasticBlock(4, 3, 4), call_options
+
+    def forward(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        out, data = self.block(p, q, mode_pred=True, **self._options)
+        return out, data["logprob_q"]
+
+
+LOAD = """
+import sys
+import torch
+import ladder_kernels
+
+inputs, expected = torch.load(sys.argv[1])
+package = torch._inductor.aoti_load_package(sys.argv[2])
+torch.manual_seed(0)
+torch.testing.assert_close(tuple(package(*inputs)), expected)
+assert "careamics" not in sys.modules
+"""
+
+
+def test_a_package_of_aotinductor_draws_the_same_numbers_where_only_the_library_was_imported(tmp_path: Path) -> None:
+    model, inputs = Prediction().eval(), tuple(torch.randn(2, 1, 4, 8, 8))
+    with torch.no_grad():
+        program = torch.export.export(model, inputs)
+        # Compiling torch's headers ahead takes longer than everything else.
+        slow = "cpp_cache_precompile_headers"
+        options = {slow: False} if hasattr(torch._inductor.config, slow) else {}
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "model.pt2"), inductor_configs=options
+        )
+        torch.manual_seed(0)
+        torch.save((inputs, model(*inputs)), tmp_path / "expected.pt")
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "expected.pt"), package]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_prediction_can_be_saved(backend):
+    model, inputs, file = Prediction().eval(), (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)), io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    torch.manual_seed(0)
+    expected = model(*inputs)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loaded(*inputs), expected)
+
+
+def test_onnx_has_the_plain_formula(backend):
+    """The mean, because a random number of ONNX is another one than torch's."""
+    model, inputs = Prediction(use_uncond_mode=True).eval(), (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8))
+    program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
+    for out, want in zip(
+        ReferenceEvaluator(program.model_proto).run(None, feed(program, inputs)), model(*inputs), strict=True
+    ):
+        torch.testing.assert_close(torch.from_numpy(out), want.detach(), rtol=1e-4, atol=1e-4)
+    torch.onnx.export(Prediction().eval(), inputs, dynamo=True, verbose=False)
+
+
+def feed(program, inputs):
+    """The inputs that the file kept, by name."""
+    by_name = dict(zip(("p", "q"), inputs, strict=True))
+    return {value.name: by_name[value.name].numpy() for value in program.model_proto.graph.input}
