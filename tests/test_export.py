@@ -17,21 +17,18 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def test_export_keeps_the_step(backend):
-    block = NormalStochasticBlock(4, 3, 4)
-    p, q = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    latent = torch.randn(2, 3, 8, 8)
-
-    class Metrics(torch.nn.Module):
+    class Metrics(nn.Module):
         def __init__(self):
             super().__init__()
-            self.block = block
+            self.block = NormalStochasticBlock(4, 3, 4)
 
-        def forward(self, p, q):
+        def forward(self, p, q, latent):
             out, data = self.block(p, q, forced_latent=latent)
             return out, data["kl_samplewise"]
 
-    program = torch.export.export(Metrics(), (p, q))
-    for out, want in zip(program.module()(p, q), Metrics()(p, q), strict=True):
+    model, inputs = Metrics(), (*torch.randn(2, 2, 4, 8, 8), torch.randn(2, 3, 8, 8))
+    program = torch.export.export(model, inputs)
+    for out, want in zip(program.module()(*inputs), model(*inputs), strict=True):
         torch.testing.assert_close(out, want)
 
 

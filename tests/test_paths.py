@@ -85,8 +85,8 @@ def make_case(layout: str, source: str, kl: str = "analytic") -> Case:
 
     def call(q: Tensor, p: Tensor, latent: Tensor | None = None) -> tuple[Tensor, ...]:
         step = normal_sample_kl(q, p, latent=latent, **options, **given)
-        z = () if latent is not None else (step.z,)
-        return (*z, *step[1:6], step.kl_elementwise, step.qvar_max)
+        z, *sums, qvar_max, elementwise = step  # no slice of it, which torch 2.7 does not trace
+        return (*(() if latent is not None else (z,)), *sums, elementwise, qvar_max)
 
     generator = torch.Generator().manual_seed(1)
     outputs = call(*leaves)
@@ -128,7 +128,8 @@ def exported(case: Case) -> Callable[..., tuple[Tensor, ...]]:
         def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
             return case.call(*leaves)
 
-    return torch.export.export(Module(), case.leaves).module()
+    # Not strict is the default of newer versions; strict, a case's own tensors would have to be inputs.
+    return torch.export.export(Module(), case.leaves, strict=False).module()
 
 
 def saved_contiguous(case: Case) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
