@@ -14,8 +14,8 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-reco
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python -P
 # The tests that reach these kernels; the interpreted Triton kernels are none of theirs.
-SANITIZED_TESTS := $(patsubst %,tests/test_%.py,cpp functional gradients layouts extremes arguments variance noise block data \
-  params)
+SANITIZED_TESTS := $(patsubst %,tests/test_%.py,cpp functional gradients layouts extremes arguments variance noise block overrides \
+  data params)
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12

@@ -55,10 +55,11 @@ CI = ("torch2.13", "torch2.14")
 # With and without careamics: the numbers and gradients of every backend, and the kernels' compilation.
 STEP = [
     *("functional", "gradients", "layouts", "extremes", "arguments", "variance", "noise"),
-    *("block", "data", "paths", "ops", "transforms", "cpp", "triton", "triton_compiles"),
+    *("block", "overrides", "data", "paths", "ops", "transforms", "cpp", "triton", "triton_compiles"),
 ]
 MODEL = [
-    *("block_upstream", "params", "patch", "careamics_model", "next_careamics", "backends", "compile", "export"),
+    *("block_upstream", "params", "patch", "other_libraries", "patched_model", "careamics_model"),
+    *("next_careamics", "backends", "compile", "export"),
     *("wrappers", "distributed"),
 ]
 # What that torch itself cannot do on a CPU: FSDP2, which sums gradients where it should average them, with upstream's

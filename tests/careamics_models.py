@@ -18,7 +18,10 @@ except ImportError:  # the name until 0.1
 from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood, NoiseModelLikelihood
 from careamics.models.lvae.noise_models import GaussianMixtureNoiseModel, MultiChannelNoiseModel
+from careamics.models.lvae.stochastic import NormalStochasticBlock as UpstreamBlock
 from torch import Tensor, nn
+
+from ladder_kernels import NormalStochasticBlock, patch_model
 
 Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor]]
 
@@ -219,3 +222,32 @@ def tensors(td_data: dict[str, Any]) -> dict[str, Tensor]:
     """Every tensor in the decoder's data, and those that StableMean and StableLogVar give."""
     found = {f"{key}[{level}]": value for key, levels in td_data.items() for level, value in enumerate(levels)}
     return {k: v if isinstance(v, Tensor) else v.get() for k, v in found.items() if v is not None}
+
+
+def patched(model: LadderVAE, rng: str = "torch", **block_options: Any) -> LadderVAE:
+    """With upstream's noise, which every backend takes."""
+    patch_model(model, rng=rng, **block_options)
+    assert runs_fused(model), "a block was left unpatched"
+    return model
+
+
+def runs_fused(model: nn.Module) -> bool:
+    return all(isinstance(block, NormalStochasticBlock) for block in blocks(model).values())
+
+
+def is_upstream(model: nn.Module) -> bool:
+    return all(type(block) is UpstreamBlock for block in blocks(model).values())
+
+
+def assert_bitwise_equal(ours: tuple[Tensor, dict[str, Any]], upstream: tuple[Tensor, dict[str, Any]]) -> None:
+    assert torch.equal(ours[0], upstream[0])
+    found, expected = tensors(ours[1]), tensors(upstream[1])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def forward(model: LadderVAE, setup: Setup = HDN, seed: int = 4) -> tuple[Tensor, dict[str, Any]]:
+    """Output and decoder data of one batch, with the noise of the seed."""
+    inputs, _ = next(setup.batches())
+    torch.manual_seed(seed)
+    return model(inputs)
