@@ -16,7 +16,7 @@ import torch
 from bench.audit.fake_gpu import TARGETS, FakeDriver, install
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
-from ladder_kernels.backends.triton import launcher, settings
+from ladder_kernels.backends.triton import launch, settings
 
 Call = Callable[[], Any]
 STEP = Step("seed", window=(0, 1, 0, 1))
@@ -129,12 +129,12 @@ def check_the_same() -> None:
     first = {name: launched(*case) for name, case in found.items()}
     with counted() as asked:
         again = {name: launched(*case) for name, case in found.items()}
-        expected = 0 if launcher.DIRECT else sum(map(len, first.values()))
+        expected = 0 if launch.DIRECT else sum(map(len, first.values()))
         assert asked == [expected], f"Triton was asked {asked[0]} times, not {expected}"
     for name, case in found.items():
         settings.forget()
         assert again[name] == first[name] == launched(*case), name
-    kernels = [launch[4] for name in found for launch in first[name] if len(first[name]) == 1]
+    kernels = [each[4] for name in found for each in first[name] if len(first[name]) == 1]
     assert len(set(kernels)) == len(kernels), "the cases do not tell one kernel from another"
 
 
@@ -143,7 +143,7 @@ def check_without() -> None:
     found = cases()
     directly = {name: (launched(*case), launched(*case))[1] for name, case in found.items()}
     settings.forget()
-    with patch.object(launcher, "DIRECT", False), counted() as asked:
+    with patch.object(launch, "DIRECT", False), counted() as asked:
         for name, case in found.items():
             assert launched(*case) == launched(*case) == directly[name], name
         assert asked[0] == 2 * sum(map(len, directly.values()))

@@ -16,7 +16,7 @@ from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
 from ladder_kernels.backends.triton.forward import forward_kernel
-from ladder_kernels.backends.triton.launcher import Launcher
+from ladder_kernels.backends.triton.launch import Launcher
 from ladder_kernels.backends.triton.partials import number_of_partials
 from ladder_kernels.backends.triton.plan import Plan, Strides, Tiles, make_plan
 from ladder_kernels.backends.triton.reduce import reduce_kernel

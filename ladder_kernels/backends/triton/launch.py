@@ -9,7 +9,7 @@ from triton.compiler import CompiledKernel
 # What a kernel is compiled for besides its constants was looked up in these versions of Triton: of a tensor the dtype
 # and whether its address is a multiple of 16, of an integer its value's divisibility. AMD's also goes by the size of
 # a tensor's memory.
-KNOWN_VERSIONS = ("3.3.", "3.4.", "3.5.", "3.6.", "3.7.")
+KNOWN_VERSIONS = ("3.3.", "3.4.", "3.5.", "3.6.", "3.7.", "3.8.", "3.9.")
 DIRECT = torch.version.hip is None and triton.__version__.startswith(KNOWN_VERSIONS)
 
 
