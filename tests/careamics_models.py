@@ -97,6 +97,7 @@ class Setup:
 
 
 HDN = Setup("hdn", SMALL)
+TINY_HDN = Setup("tiny", TINY)
 
 # What a test trains. Upstream itself cannot build a decoder of more dims than its encoder, patches that are not
 # square, or an even depth under a 2D decoder.

@@ -11,11 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ladder_kernels import patch_model
-from tests.careamics_models import TINY, Setup
+from tests.careamics_models import TINY_HDN
 from tests.test_data import run_rank
 
 WORLD = 2
-TINY_HDN = Setup("tiny", TINY)
 
 
 def build() -> nn.Module:

@@ -1,4 +1,4 @@
-"""The files of docs/careamics.md do what the page says, run one after the other as they stand there."""
+"""The code of README.md and docs/careamics.md does what the pages say, run as it stands there."""
 
 import re
 import runpy
@@ -11,15 +11,37 @@ import pytest
 import tifffile
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "careamics.md"
+from tests.careamics_models import TINY_HDN
+
+ROOT = Path(__file__).parents[1]
 SIDE = 96
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_examples_run_and_the_equivalent_is_equivalent() -> None:
+    model, module, functions, equivalent = examples(ROOT / "README.md")
+    exec(model, {"model": TINY_HDN.build(), "tile": torch.randn(1, 1, 16, 16)})
+    exec(module, dict.fromkeys(("p_features", "q_features"), torch.randn(2, 64, 8, 8)))
+
+    names = {"q_params": torch.randn(2, 6, 8, 8), "p_params": torch.randn(2, 6, 8, 8)}
+    ours, plain = dict(names), {**names, "Normal": torch.distributions.Normal}
+    for code, given in ((functions, ours), (equivalent, plain)):
+        torch.manual_seed(0)
+        exec(code, given)
+    for name, value in ours["step"]._asdict().items():
+        if name in plain:
+            torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-4)
+    assert {"z", "kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "qvar_max"} <= plain.keys()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a newcomer has saved the page's files, beside an image of stripes under noise of their own size."""
     folder = tmp_path_factory.mktemp("newcomer")
-    for code in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for code in examples(ROOT / "docs" / "careamics.md"):
         name = re.match(r"# (\w+\.py)\n", code)
         assert name is not None, code
         (folder / name.group(1)).write_text(code)

@@ -18,9 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from ladder_kernels import NormalStochasticBlock, patch_model
-from tests.careamics_models import TINY, Setup, blocks, predict, train
-
-TINY_HDN = Setup("tiny", TINY)
+from tests.careamics_models import TINY_HDN, blocks, predict, train
 
 
 def build(patched: bool = True, seed: int = 0) -> nn.Module:
