@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib import rc_context
@@ -10,15 +9,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench.report.figures import BASE, OUR_COLOUR, UPSTREAM_COLOUR
-
-if TYPE_CHECKING:
-    from bench.vae.__main__ import Run
+from bench.vae.run import Run
 
 SEED = 1
 TEMPERATURE = 0.8
 
 
-def draw(runs: Mapping[str, "Run"], faces: Tensor, path: Path) -> None:
+def draw(runs: Mapping[str, Run], faces: Tensor, path: Path) -> None:
     """Writes the figure; the faces are (count, 1, H, W)."""
     rows = {"faces": faces}
     for name, run in runs.items():
@@ -40,7 +37,7 @@ def draw(runs: Mapping[str, "Run"], faces: Tensor, path: Path) -> None:
 
 
 @torch.no_grad()
-def _images(run: "Run", faces: Tensor) -> tuple[Tensor, Tensor]:
+def _images(run: Run, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Reconstructions of the faces, and as many samples; of each version with the same random numbers."""
     torch.manual_seed(SEED)
     reconstructed, _, _ = run.model(faces)

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from bench.peers.formulas import vdvae
-from bench.vae import __main__ as example
+from bench.vae import __main__ as command
+from bench.vae import run as example
 from bench.vae.model import SIDE, Fused, Ladder, Plain
 
 
 def test_both_versions_train_to_equal_losses(tmp_path, capsys, monkeypatch):
     trained = {}
-    monkeypatch.setattr(example, "summary", lambda runs: trained.update(runs) or "")
-    monkeypatch.setattr(example, "SHOWN", 2)
-    assert example.main(["--steps", "2", "--batch", "2", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(command, "summary", lambda runs: trained.update(runs) or "")
+    monkeypatch.setattr(command, "SHOWN", 2)
+    assert command.main(["--steps", "2", "--batch", "2", "--device", "cpu", "--out", str(tmp_path)]) == 0
     plain, fused = (trained[name].losses for name in (example.PLAIN, example.FUSED))
     assert len(plain) == 2
     assert plain[0] != plain[1]
@@ -27,7 +28,7 @@ def test_the_summary_tells_the_largest_difference():
         example.FUSED: example.Run(fused, [2.0, 1.25], [0.1, 0.1, 0.1]),
         example.CONTROL: example.Run(plain, [2.5, 1.0], [0.1, 0.1, 0.1]),
     }
-    _, *rows, _, ratio = example.summary(runs).splitlines()
+    _, *rows, _, ratio = command.summary(runs).splitlines()
     assert [row.split()[-1] for row in rows] == ["0.0e+00", "2.5e-01", "5.0e-01"]
     assert ratio.endswith(" 3.00")
 
