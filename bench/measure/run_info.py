@@ -38,7 +38,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         **{name: versions[name] or "" for name in ("torch", "triton", "careamics", "ladder_kernels")},
-        "commit": _commit(),
+        "commit": commit(),
         "date": _today(),
     }
 
@@ -47,14 +47,23 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-def _commit() -> str:
-    """The commit of this source, with -dirty if it was changed; empty outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+# What a benchmark writes: whoever runs two of them has changed these before the second.
+_WRITTEN = (":(top,exclude)bench/results", ":(top,exclude)README.md")
+
+
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the source in `folder`, with -dirty if it was changed since; empty outside of a repository."""
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        found = _git(folder, "rev-parse", "--short", "HEAD")
+        return found and found + (
+            "-dirty" if _git(folder, "diff", "HEAD", "--name-only", "--", ":/", *_WRITTEN) else ""
+        )
     except OSError:  # no git
         return ""
-    return found.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def device_name(found: torch.device) -> str:

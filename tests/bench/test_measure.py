@@ -1,6 +1,7 @@
 """How time, memory and launches are measured; and the parts for GPUs, with a GPU that is played."""
 
 import contextlib
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from bench.measure import launches
 from bench.measure.launches import Calls, count_calls
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.run_info import default_path, machine
+from bench.measure.run_info import commit, default_path, machine
 from bench.measure.timing import Copying, Effort, Stages, Work, quantile, rounds_of, seconds_of, take_turns
 
 CPU = torch.device("cpu")
@@ -223,3 +224,20 @@ def test_a_quick_look_does_not_replace_what_is_kept(monkeypatch):
     assert kept.name.endswith("-train.csv")
     assert kept.parent.parts[-2:] == ("bench", "results")
     assert quick.parent.parts == ("out", "bench")
+
+
+def test_results_of_an_earlier_benchmark_make_no_commit_dirty(tmp_path):
+    assert commit(tmp_path) == ""  # no repository
+    files = [tmp_path / name for name in ("code.py", "README.md", "bench/results/x.csv")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    user = ("-c", "user.name=x", "-c", "user.email=x")
+    for command in (("init", "-q"), ("add", "."), (*user, "commit", "-qm", "x")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    clean = commit(tmp_path)
+    for file in files[1:]:
+        file.write_text("after")
+    assert commit(file.parent) == clean != ""
+    files[0].write_text("after")
+    assert commit(file.parent) == clean + "-dirty"
