@@ -13,7 +13,8 @@ SANITIZED := out/sanitize/lib
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python -P
-# The tests that reach these kernels; the interpreted Triton kernels are none of theirs.
+# The tests that reach these kernels; the interpreted Triton kernels are none of theirs, and processes that talk through
+# gloo, which has once been seen to abort at its end under the sanitizer, reach no other ones.
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,cpp functional gradients layouts extremes arguments variance noise block overrides \
   data params)
 
@@ -69,7 +70,7 @@ sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and Und
 	CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" LADDER_KERNELS_BUILD_CPU=1 \
 	  $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED) --build-temp out/sanitize/temp
 	$(SANITIZED_PYTHON) -c 'import torch, ladder_kernels._C as built; assert "$(SANITIZED)" in built.__file__, built.__file__'
-	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton" \
+	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton and not distributed" \
 	  $(SANITIZED_TESTS) $(ARGS)
 
 # Another torch than the pinned one, so that the kernels are built against two.
