@@ -2,19 +2,17 @@
 
 import copy
 import math
-import os
 import pickle
-import tempfile
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree
 
 from ladder_kernels import NormalStochasticBlock
 from ladder_kernels.params import StableLogVar, StableMean
+from tests.ranks import on_every_rank
 from tests.test_block import KEYS
 
 TENSORS = sorted(KEYS - {"p_params", "q_params"})
@@ -228,7 +226,7 @@ def test_force_constant_output_copies_p_and_z(backend, mode_pred):
 # Wrappers that look for tensors in what the block returns.
 
 
-def ddp_of_the_kl_alone(rank, world, folder, results):
+def ddp_of_the_kl_alone(rank, world, results):
     torch.manual_seed(0)
     model = torch.nn.parallel.DistributedDataParallel(block(), find_unused_parameters=True)
     torch.manual_seed(1 + rank)
@@ -245,7 +243,7 @@ def ddp_of_the_kl_alone(rank, world, folder, results):
         )
 
 
-def fsdp_of_the_data_alone(rank, world, folder, results):
+def fsdp_of_the_data_alone(rank, world, results):
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
@@ -258,20 +256,8 @@ def fsdp_of_the_data_alone(rank, world, folder, results):
     results[f"{rank}"] = (all(p.grad is not None for p in used), True)
 
 
-def run_rank(rank, world, target, folder, results):
-    torch.set_num_threads(1)
-    store = dist.FileStore(os.path.join(folder, "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    try:
-        target(rank, world, folder, results)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("target", [ddp_of_the_kl_alone, fsdp_of_the_data_alone])
 def test_distributed_wrappers_give_gradients_to_a_loss_of_data_alone(target):
-    with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(run_rank, (2, target, folder, results), nprocs=2)
-        assert results
-        assert all(value == (True, True) for value in results.values()), dict(results)
+    results = on_every_rank(target)
+    assert results
+    assert all(value == (True, True) for value in results.values()), results

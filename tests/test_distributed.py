@@ -1,26 +1,15 @@
 """A patched LadderVAE on two processes, in DDP and in FSDP2: the gradients are the mean of those of the unwrapped."""
 
 import functools
-import tempfile
 from collections.abc import Callable
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ladder_kernels import patch_model
-from tests.careamics_models import TINY_HDN
-from tests.test_data import run_rank
-
-WORLD = 2
-
-
-def build() -> nn.Module:
-    model = TINY_HDN.build()
-    patch_model(model, rng="torch")
-    return model
+from tests.careamics_models import TINY_HDN, patched
+from tests.ranks import on_every_rank
 
 
 def ddp(model: nn.Module) -> nn.Module:
@@ -44,12 +33,10 @@ def backward(model: nn.Module, rank: int) -> float:
     return loss.item()
 
 
-def compare(
-    wrap: Callable[[nn.Module], nn.Module], rank: int, world: int, folder: str, results: dict[int, bool]
-) -> None:
-    plain = build()
+def compare(wrap: Callable[[nn.Module], nn.Module], rank: int, world: int, results: dict[int, bool]) -> None:
+    plain = patched(TINY_HDN.build())
     losses = [backward(plain, other) for other in range(world)]
-    model = wrap(build())
+    model = wrap(patched(TINY_HDN.build()))
     assert backward(model, rank) == pytest.approx(losses[rank], rel=1e-6)
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         grad = parameter.grad
@@ -63,7 +50,4 @@ def compare(
 
 @pytest.mark.parametrize("wrap", [ddp, fsdp])
 def test_gradients_are_the_mean_over_processes(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    with tempfile.TemporaryDirectory() as folder, mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(run_rank, (WORLD, functools.partial(compare, wrap), folder, results), nprocs=WORLD)
-        assert sorted(results) == [0, 1]
+    assert sorted(on_every_rank(functools.partial(compare, wrap))) == [0, 1]
