@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ladder_kernels.autograd import route, source_or_fresh
-from ladder_kernels.functional import normal_sample, normal_sample_kl, sample_with_log_density
+from ladder_kernels.functional import normal_sample, normal_sample_kl, normal_sample_log_prob
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
 from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
+from ladder_kernels.noise import DRAWS, draw_source
 from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
 from ladder_kernels.variance import VarianceMap
 
@@ -175,26 +175,26 @@ class NormalStochasticBlock(Stages):
         if self.validate_args:
             self._validate(call, q, p)
         variance = self._variance(call.var_clip_max)
-        z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = normal_sample_kl(
+        step = normal_sample_kl(
             q,
             p[:1] if call.force_constant_output else p,
             analytical_kl=call.analytical_kl,
-            vanilla_latent_hw=self._vanilla_latent_hw,
+            window=self._vanilla_latent_hw,
             elementwise=True,
             variance=variance,
             **self._source(q, call),
         )
         return {
-            "kl_elementwise": kl,
-            "kl_samplewise": samplewise,
-            "kl_samplewise_restricted": restricted,
-            "kl_spatial": spatial,
-            "kl_channelwise": channelwise,
-            "z": z,
+            "kl_elementwise": step.kl_elementwise,
+            "kl_samplewise": step.kl_samplewise,
+            "kl_samplewise_restricted": step.kl_samplewise_restricted,
+            "kl_spatial": step.kl_spatial,
+            "kl_channelwise": step.kl_channelwise,
+            "z": step.z,
             "p_params": self._shown_p(p, call, variance),
             "q_params": _shown(q, variance),
-            "logprob_q": logprob_q,
-            "qvar_max": qvar_max,
+            "logprob_q": step.logprob_q,
+            "qvar_max": step.logvar_max,
         }
 
     def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class NormalStochasticBlock(Stages):
         if self.validate_args:
             self._validate(call, q)
         variance = self._variance(call.var_clip_max)
-        z, logprob_q, qvar_max = sample_with_log_density(q, variance=variance, **self._source(q, call))
+        z, logprob_q, qvar_max = normal_sample_log_prob(q, variance=variance, **self._source(q, call))
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
@@ -274,9 +274,6 @@ class NormalStochasticBlock(Stages):
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
         return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
 
-    def _uses_philox(self, parameters: Tensor) -> bool:
-        return route(parameters).makes_noise if self.rng is None else self.rng == "philox"
-
     def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
         z = call.forced_latent
@@ -293,8 +290,8 @@ class NormalStochasticBlock(Stages):
             return {"mode": True}
         if self.rng is None:
             return {}
-        draw = "seed" if self.rng == "philox" else "noise"
-        return {draw: source_or_fresh(packed, None, draw)}
+        draw = DRAWS[self.rng]
+        return {draw: draw_source(packed, draw)}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
         """Upstream's ValueError for invalid parameters or a latent with NaN."""

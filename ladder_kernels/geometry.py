@@ -46,17 +46,17 @@ def dense(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.contiguous()
 
 
-def restricted_window(spatial: Sequence[int], vanilla_latent_hw: int | None) -> tuple[int, int, int, int] | None:
+def restricted_window(spatial: Sequence[int], side: int | None) -> tuple[int, int, int, int] | None:
     """The centred window of the last two dims whose KL counts: rows [start, stop), columns [start, stop).
 
-    Each dim loses `max(0, (size - vanilla_latent_hw) // 2)` on both sides. None if nothing is cut off.
+    Each dim loses `max(0, (size - side) // 2)` on both sides. None if nothing is cut off.
     A single spatial dim counts as columns of one row.
     """
-    if vanilla_latent_hw is None:
+    if side is None or not spatial:
         return None
     rows, columns = spatial[-2:] if len(spatial) > 1 else (1, *spatial)
-    pad_rows = max(0, (rows - vanilla_latent_hw) // 2)
-    pad_columns = max(0, (columns - vanilla_latent_hw) // 2)
+    pad_rows = max(0, (rows - side) // 2)
+    pad_columns = max(0, (columns - side) // 2)
     if pad_rows == 0 and pad_columns == 0:
         return None
     return pad_rows, rows - pad_rows, pad_columns, columns - pad_columns

@@ -1,7 +1,6 @@
 """Standard normal noise: torch's generator, or Philox4x32-10 from a seed that lives on the device.
 
-Which of the two a call draws that is given neither: Philox where the backend that serves makes it in a kernel
-(`makes_noise` in backends/select.py), else torch's; a block's `rng` overrules that.
+Which of the two a call draws that is given neither, `default_draw` says; a block's `rng` overrules it.
 
 Philox is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 Element i of a latent, in memory order, takes lane i % 4 of the block with key = seed and counter i // 4, so a sample
@@ -14,21 +13,55 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ladder_kernels.backends.step import DTYPES, compute_dtype
+from ladder_kernels.geometry import latent_shape
+
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs."""
+DRAWS = {"torch": "noise", "philox": "seed"}
+"""The two sources by the name of a block's `rng`, as `Step.draw`."""
+
+
+def default_draw(backend: str) -> str:
+    """What a step draws that is given nothing, as `Step.draw`: a seed where Philox is made in a kernel, else noise.
+
+    Elsewhere Philox would be paid for in plain tensor arithmetic, and torch's noise is upstream's.
+    """
+    return "seed" if backend in ("triton", "cuda") else "noise"
+
+
+def draw_source(packed: Tensor, draw: str, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh seed, or noise in the shape and the dtype of computation of the latent of these packed parameters."""
+    if draw == "seed":
+        return draw_seed(packed.device, generator)
+    return draw_noise(latent_shape(packed), compute_dtype(packed), packed.device, generator)
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs.
+
+    A `generator` draws where it lives.
+    """
+    if generator is not None:
+        return _draw_seed(generator.device, generator).to(device)
     return torch.ops.ladder_kernels.draw_seed.default(device) if _is_compiled() else _draw_seed(device)
 
 
-def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
+def draw_noise(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not.
+
+    A `generator` draws where it lives: one of the CPU gives the same numbers on every device.
+    """
+    if generator is not None:
+        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_noise.default(shape, _DTYPES.index(dtype), device)
+        return torch.ops.ladder_kernels.draw_noise.default(shape, DTYPES.index(dtype), device)
     return torch.randn(shape, dtype=dtype, device=device)
 
 
@@ -39,13 +72,9 @@ def _is_compiled() -> bool:
     return torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export()
 
 
-def _draw_seed(device: torch.device) -> Tensor:
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    return torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
 
-
-# By number in the operator's schema, not as a dtype: a package of AOTInductor writes those by one numbering and reads
-# them by another, so that float32 comes back as float64 (torch 2.11).
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -63,9 +92,11 @@ _define(
 )
 _define(
     "draw_noise",
+    # The dtype by number: a package of AOTInductor writes those by one numbering and reads them by another, so that
+    # float32 comes back as float64 (torch 2.11).
     "(SymInt[] shape, int dtype, Device device) -> Tensor",
-    lambda shape, dtype, device: torch.randn(shape, dtype=_DTYPES[dtype], device=device),
-    lambda shape, dtype, device: torch.empty(shape, dtype=_DTYPES[dtype], device=device),
+    lambda shape, dtype, device: torch.randn(shape, dtype=DTYPES[dtype], device=device),
+    lambda shape, dtype, device: torch.empty(shape, dtype=DTYPES[dtype], device=device),
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from ladder_kernels.backends.select import serving
 from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.geometry import (
     copy_first,
@@ -18,7 +19,7 @@ from ladder_kernels.geometry import (
     restricted_window,
     windowed,
 )
-from ladder_kernels.noise import draw_noise, draw_seed, philox_normal
+from ladder_kernels.noise import DRAWS, default_draw, draw_noise, draw_seed, philox_normal
 from ladder_kernels.params import StableLogVar, StableMean
 
 KL_KEYS = ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "kl_channelwise")
@@ -48,6 +49,7 @@ class Stages(nn.Module):
     """
 
     conv_out: nn.Module
+    rng: str | None
     _vanilla_latent_hw: int | None
     if TYPE_CHECKING:
 
@@ -55,7 +57,6 @@ class Stages(nn.Module):
         def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor: ...
         def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]: ...
         def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal: ...
-        def _uses_philox(self, parameters: Tensor) -> bool: ...
 
     def get_z(
         self,
@@ -143,7 +144,8 @@ class Stages(nn.Module):
     def _sample(self, distribution: Normal) -> Tensor:
         mean = distribution.mean
         dtype = compute_dtype(mean)
-        if self._uses_philox(mean):
+        draw = default_draw(serving(mean)) if self.rng is None else DRAWS[self.rng]
+        if draw == "seed":
             flat = philox_normal(draw_seed(mean.device), mean.numel(), dtype)
             eps = in_memory_order(flat, mean.shape, is_channels_last(mean))
         else:

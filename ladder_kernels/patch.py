@@ -44,7 +44,7 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
     (
         lambda block: _takes(block, "use_mode") and _takes(block, "analytical_kl"),
         "its variance is exp of the log-variance (HDN, ladder-vae-pytorch): "
-        "use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.hdn()) between its convolutions",
+        "use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.juglab_hdn()) between its convolutions",
     ),
     (
         lambda block: _takes(block, "use_mode"),

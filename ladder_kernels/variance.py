@@ -5,6 +5,7 @@ The formulas themselves are `gaussian` in `backends/torch/formulas.py`, `backend
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from typing import Any
@@ -45,7 +46,7 @@ class VarianceMap:
     bounds in the wrong order; TypeError for a field that is no number.
     """
 
-    kind: str = "stable"
+    kind: str
     _: dataclasses.KW_ONLY
     raw_min: float | None = None
     """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0. NaN stays NaN."""
@@ -90,8 +91,8 @@ class VarianceMap:
         return VarianceMap("stable", raw_max=raw_max)
 
     @staticmethod
-    def hdn() -> "VarianceMap":
-        """HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), neither clamped nor with a floor.
+    def juglab_hdn() -> "VarianceMap":
+        """HDN of juglab (CAREamics' own is `careamics()`) and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), neither clamped nor with a floor.
 
         Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
         """
@@ -132,3 +133,16 @@ class VarianceMap:
         `s = exp(beta r)`, it is: scale the raws by beta, add p's parameters to q's, and use `vdvae()`.
         """
         return VarianceMap("softplus", beta=math.log(2))
+
+
+def as_variance(variance: VarianceMap | str) -> VarianceMap:
+    """The map, also where its kind alone is given. Raises TypeError for what is neither, ValueError for another kind."""
+    if isinstance(variance, VarianceMap):
+        return variance
+    if isinstance(variance, str):
+        # A compiler reads a construction better than a cache.
+        return VarianceMap(variance) if torch.compiler.is_compiling() else _of_kind(variance)
+    raise TypeError(f"variance must be a VarianceMap or a kind's name, got {type(variance).__name__} {variance!r}")
+
+
+_of_kind = functools.lru_cache(maxsize=None)(VarianceMap)

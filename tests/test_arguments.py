@@ -30,11 +30,11 @@ def test_numpy_numbers_are_numbers():
         None,
         noise=noise,
         temperature=np.float32(0.5),
-        variance=VarianceMap(raw_max=np.float64(0.5)),
-        vanilla_latent_hw=np.int64(2),
+        variance=VarianceMap("stable", raw_max=np.float64(0.5)),
+        window=np.int64(2),
     )
     expected = normal_sample_kl(
-        q, None, noise=noise, temperature=0.5, variance=VarianceMap(raw_max=0.5), vanilla_latent_hw=2
+        q, None, noise=noise, temperature=0.5, variance=VarianceMap("stable", raw_max=0.5), window=2
     )
     assert torch.equal(step.z, expected.z)
     assert torch.equal(step.kl_samplewise_restricted, expected.kl_samplewise_restricted)
@@ -59,9 +59,9 @@ WRONG = {
     "noise as a list": (TypeError, {"noise": [0.0]}),
     "seed with a fraction": (TypeError, {"seed": 1.5}),
     "seed as a str": (TypeError, {"seed": "7"}),
-    "window as a float": (TypeError, {"vanilla_latent_hw": 2.0}),
-    "window below zero": (ValueError, {"vanilla_latent_hw": -3}),
-    "window of nothing": (ValueError, {"vanilla_latent_hw": 0}),
+    "window as a float": (TypeError, {"window": 2.0}),
+    "window below zero": (ValueError, {"window": -3}),
+    "window of nothing": (ValueError, {"window": 0}),
     "temperature as a tensor": (TypeError, {"temperature": torch.tensor(1.0, requires_grad=True)}),
     "temperature as a str": (TypeError, {"temperature": "1"}),
     "variance as a str": (TypeError, {"variance": "stable"}),
@@ -72,7 +72,7 @@ WRONG = {
 @pytest.mark.parametrize(("error", "wrong"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_named(error, wrong):
     call = {"q_params": torch.zeros(2, 4, 4, 4), "p_params": None, **wrong}
-    with pytest.raises(error, match=r"^(q_params|p_params|noise|latent|z|seed|vanilla_latent_hw|temperature|variance)"):
+    with pytest.raises(error, match=r"^(q_params|p_params|noise|latent|z|seed|window|temperature|variance)"):
         normal_sample_kl(**call)
 
 

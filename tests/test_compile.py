@@ -149,7 +149,7 @@ def count_graphs():
 def test_one_dynamic_graph_serves_every_batch_and_size(backend):
     def call(q, p):
         *sums, _, elementwise = normal_sample_kl(
-            q, p, variance=VarianceMap("softplus"), vanilla_latent_hw=4, elementwise=True
+            q, p, variance=VarianceMap("softplus"), window=4, elementwise=True
         )
         return (*sums, elementwise)
 

@@ -26,7 +26,7 @@ def step_and_gradients(shape, p_batch, layout=torch.contiguous_format):
     incoming = random_incoming(shape, oracle.OUTPUTS)
     with use_backend("cpp"):
         outputs = normal_sample_kl(
-            q, p, seed=7, variance=VarianceMap(raw_max=20.0), vanilla_latent_hw=8, elementwise=True
+            q, p, seed=7, variance=VarianceMap("stable", raw_max=20.0), window=8, elementwise=True
         )._asdict()
         return [*outputs.values(), *oracle.gradients(outputs, [q, p], incoming)]
 
@@ -148,7 +148,7 @@ def test_without_a_kl_empty_tensors_have_empty_sums(shape):
         packed(shape, batch=shape[0]) if shape[0] else torch.empty(0, 6, 4), None, None, Step("mode", "none")
     )
     assert out.logprob_q.tolist() == [0.0] * shape[0]
-    assert out.qvar_max == -torch.inf
+    assert out.logvar_max == -torch.inf
 
 
 def at_one_element(mean, raw):
@@ -240,7 +240,7 @@ def test_the_gradient_passes_up_to_the_clamp_and_at_it(dtype):
     if dtype == torch.bfloat16:  # which has no such bound
         raws, passes = [below, torch.tensor(20.125)], [True, False]
     q = torch.stack([torch.zeros(len(raws)), torch.stack([raw.to(dtype) for raw in raws])]).to(dtype).unsqueeze(0)
-    step = Step("mode", variance=VarianceMap(raw_max=bound))
+    step = Step("mode", variance=VarianceMap("stable", raw_max=bound))
     grad_q, _, _ = cpp.backward(q, None, None, step, ones(kl_samplewise=(1,)), (True, False, False))
     for grad, expected in zip(grad_q[0, 1].tolist(), passes, strict=True):
         assert grad != grad if expected is None else (grad != 0) == expected

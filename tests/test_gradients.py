@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from ladder_kernels import normal_sample, normal_sample_kl
-from ladder_kernels.functional import sample_with_log_density
+from ladder_kernels import normal_sample, normal_sample_kl, normal_sample_log_prob
 from ladder_kernels.variance import VarianceMap
 from tests import oracle
 from tests.conftest import interpreted
@@ -25,7 +24,7 @@ FEW_SUBSETS = [names for names in SUBSETS if len(names) in (1, 2, 6, 7)]
 def test_every_subset_of_incoming_gradients(backend, source, analytical):
     """Against autograd of the plain formula, both in float64."""
     given = {k: v.requires_grad_(k != "noise") for k, v in tensors((2, 2, 4, 5), source, torch.float64).items()}
-    call = {**given, **options(source, analytical_kl=analytical, vanilla_latent_hw=2)}
+    call = {**given, **options(source, analytical_kl=analytical, window=2)}
     ours, exact = normal_sample_kl(**call, elementwise=True)._asdict(), oracle.step(**call)
     leaves = [v for v in given.values() if v.requires_grad]
     for names in FEW_SUBSETS if interpreted(backend) else SUBSETS:
@@ -61,12 +60,12 @@ def test_gradcheck(backend, variance, prior, source, kl):
             **extra,
             analytical_kl=kl == "analytic",
             variance=dataclasses.replace(variance, raw_min=-0.9, raw_max=0.7),
-            vanilla_latent_hw=2,
+            window=2,
             temperature=0.8,
             elementwise=True,
         )
         outputs = step._asdict()
-        del outputs["qvar_max"]
+        del outputs["logvar_max"]
         return tuple(v for v in outputs.values() if v.requires_grad)
 
     # The interpreter takes a tenth of a second a call: there along random directions only, and what gradients that do
@@ -80,7 +79,7 @@ def test_gradcheck_of_the_sample(backend, source):
     params = packed((2, 2, 3, 4), torch.float64).requires_grad_()
     extra = {"noise": {"noise": torch.randn(2, 2, 3, 4).double()}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
     assert torch.autograd.gradcheck(
-        lambda x: normal_sample(x, **extra, variance=VarianceMap(raw_max=0.5), temperature=0.7),
+        lambda x: normal_sample(x, **extra, variance=VarianceMap("stable", raw_max=0.5), temperature=0.7),
         params,
         fast_mode=interpreted(backend),
     )
@@ -93,8 +92,8 @@ def test_gradcheck_of_the_sample_with_its_log_density(backend, source):
 
     def differentiable(params, z):
         given = {"mode": True} if source == "mode" else {source: z}
-        step = sample_with_log_density(params, **given, variance=VarianceMap(raw_max=0.5), temperature=0.7)
-        return (step.logprob_q,) if source == "latent" else (step.z, step.logprob_q)
+        step = normal_sample_log_prob(params, **given, variance=VarianceMap("stable", raw_max=0.5), temperature=0.7)
+        return (step.logprob,) if source == "latent" else (step.z, step.logprob)
 
     assert torch.autograd.gradcheck(differentiable, (params, z), fast_mode=interpreted(backend))
 
@@ -142,7 +141,7 @@ def test_nothing_latent_sized_is_kept_but_the_parameters_and_the_noise(backend, 
     allowed = {t.data_ptr() for t in (q, p, *(v for v in extra.values() if isinstance(v, torch.Tensor)))}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        normal_sample_kl(q, p, variance=VarianceMap(raw_max=20.0), vanilla_latent_hw=8, **extra)
+        normal_sample_kl(q, p, variance=VarianceMap("stable", raw_max=20.0), window=8, **extra)
     assert {t.data_ptr() for t in kept} == allowed
 
 
@@ -161,7 +160,7 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
     noise, weights = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
 
     def loss(p, step=normal_sample_kl):
-        outputs = step(q, p, noise=noise, variance=VarianceMap(raw_max=20.0))
+        outputs = step(q, p, noise=noise, variance=VarianceMap("stable", raw_max=20.0))
         return ((outputs["kl_samplewise"] if isinstance(outputs, dict) else outputs.kl_samplewise) * weights).sum()
 
     leaf = p.clone().requires_grad_()

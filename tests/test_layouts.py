@@ -15,9 +15,9 @@ def test_every_memory_layout(backend, q_layout, p_layout):
     q, p = layouts()[q_layout], layouts()[p_layout]
     given = {"q_params": q, "p_params": p.clone(memory_format=torch.preserve_format), "noise": torch.randn(2, 6, 5, 7)}
     leaves = {k: v.detach().requires_grad_() if k != "noise" else v for k, v in given.items()}
-    step = normal_sample_kl(**leaves, vanilla_latent_hw=3)
+    step = normal_sample_kl(**leaves, window=3)
     reference = {k: v.detach().contiguous().requires_grad_() if k != "noise" else v for k, v in given.items()}
-    expected = normal_sample_kl(**reference, vanilla_latent_hw=3)
+    expected = normal_sample_kl(**reference, window=3)
     incoming = random_incoming((2, 6, 5, 7), oracle.OUTPUTS[:-1])
     for name in incoming:
         torch.testing.assert_close(getattr(step, name), getattr(expected, name), rtol=1e-5, atol=1e-5)

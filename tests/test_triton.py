@@ -54,7 +54,7 @@ def launches(monkeypatch):
 
 def test_two_launches_forward_and_one_backward(launches):
     q, p = packed((2, 3, 4, 4)).requires_grad_(), packed((1, 3, 4, 4)).requires_grad_()
-    step = normal_sample_kl(q, p, seed=1, vanilla_latent_hw=2, elementwise=True)
+    step = normal_sample_kl(q, p, seed=1, window=2, elementwise=True)
     assert Counter(name for name, *_ in launches) == {"forward_kernel": 1, "reduce_kernel": 1}
     launches.clear()
     (step.z.sum() + step.kl_samplewise.sum()).backward()
@@ -98,7 +98,7 @@ def test_z_is_bitwise_the_same_for_any_block_size(monkeypatch, tile, columns, fu
     settings.forget()
     step = normal_sample_kl(q, p, seed=5)
     assert torch.equal(step.z, expected.z)
-    for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "qvar_max"):
+    for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "logvar_max"):
         torch.testing.assert_close(getattr(step, name), getattr(expected, name))
 
 

@@ -107,7 +107,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
-        "backend": select.choose(q, q, noise).__name__.rpartition(".")[2],
+        "backend": select.serving(q, q),
         "versions": info.collect()["versions"],
     }
 

@@ -5,7 +5,6 @@ from torch import Tensor
 from ladder_kernels.backends import native
 
 NAME = "cpp"
-DIFFERENTIABLE = True
 
 _functions = native.Functions("ladder_kernels._C")
 forward, backward, sample = _functions.forward, _functions.backward, _functions.sample
@@ -15,7 +14,7 @@ def unavailable() -> str | None:
     return native.reason_not_loaded("ladder_kernels._C", "LADDER_KERNELS_BUILD_CPU")
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    if q.is_cpu and (p is None or p.is_cpu) and (source is None or source.is_cpu):
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
+    if q.is_cpu and (p is None or p.is_cpu):
         return None
     return "it takes tensors on the CPU only"

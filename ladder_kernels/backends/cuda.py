@@ -6,7 +6,6 @@ from torch import Tensor
 from ladder_kernels.backends import native
 
 NAME = "cuda"
-DIFFERENTIABLE = True
 
 _functions = native.Functions("ladder_kernels._CUDA")
 forward, backward, sample = _functions.forward, _functions.backward, _functions.sample
@@ -17,7 +16,7 @@ def unavailable() -> str | None:
     return reason or (None if torch.cuda.is_available() else "there is no GPU")
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    if q.is_cuda and (p is None or p.is_cuda) and (source is None or source.is_cuda):
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
+    if q.is_cuda and (p is None or p.is_cuda):
         return None
     return "it takes tensors on a GPU only"

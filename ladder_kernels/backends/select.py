@@ -5,11 +5,10 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ContextDecorator
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ladder_kernels.geometry import device_type
@@ -18,35 +17,36 @@ NAMES = ("torch", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "LADDER_KERNELS_BACKEND"
 
 _PREFERRED = {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}
-_MAKE_NOISE = ("triton", "cuda")
 _log = logging.getLogger("ladder_kernels")
 # Read once: a look-up costs about as much as a small kernel's launch.
 _environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
-_forced: ContextVar[str | None] = ContextVar("ladder_kernels_backend", default=None)
-# What `_forced` is, for torch.compile: it cannot read a ContextVar, and guards an attribute of this.
-_seen_by_compiler = threading.local()
+# `name`: what `use_backend` forces in this thread. An attribute, because torch.compile guards those and no ContextVar.
+_forced = threading.local()
 
 
 class BackendUnavailableError(RuntimeError):
     """A backend that was asked for by name cannot run; the message says why."""
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+class use_backend(ContextDecorator):  # noqa: N801 - it is used like a function
     """Run every step inside the `with` block on the backend `name`: "torch", "cpp", "triton" or "cuda".
 
     Raises ValueError for an unknown name and BackendUnavailableError, with the reason, for a backend that cannot
-    run here; a tensor that it cannot take raises where the step is called. Holds for this thread or task alone.
-    Gradients are computed by the backend that computed the step.
+    run here, both when it is called; a tensor that it cannot take raises where the step is called. Holds for this
+    thread, eager and compiled alike. Gradients are computed by the backend that computed the step.
     """
-    load(name)
-    token, before = _forced.set(name), getattr(_seen_by_compiler, "forced", None)
-    _seen_by_compiler.forced = name
-    try:
-        yield
-    finally:
-        _seen_by_compiler.forced = before
-        _forced.reset(token)
+
+    def __init__(self, name: str) -> None:
+        load(name)
+        self._name = name
+        self._before: list[str | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(getattr(_forced, "name", None))
+        _forced.name = self._name
+
+    def __exit__(self, *_: object) -> None:
+        _forced.name = self._before.pop()
 
 
 def load(name: str) -> ModuleType:
@@ -74,19 +74,21 @@ def fault_of_environment() -> str | None:
     return None if reason is None else f"{ENVIRONMENT_VARIABLE}={_environment!r} cannot run here: {reason}"
 
 
-def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
-    """The backend for these tensors."""
-    name = _forced.get() or (_environment and _forced_by_environment())
+def serving(q: Tensor, p: Tensor | None = None) -> str:
+    """The name of the backend for a call with these parameters; of a graph, a forced one is part of its guards."""
+    name = getattr(_forced, "name", None)
+    if torch.compiler.is_compiling():
+        return name or default(q.device.type)
+    name = name or (_environment and _forced_by_environment())
     if name is not None:
-        backend = load(name)
-        reason = backend.unsupported(q, p, source)
+        reason = load(name).unsupported(q, p)
         if reason is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot take this call: {reason}")
-        return backend
+        return name
     for backend in _available(device_type(q)):
-        reason = backend.unsupported(q, p, source)
+        reason = backend.unsupported(q, p)
         if reason is None:
-            return backend
+            return backend.NAME
         _say_not_used(backend.NAME, reason)
     raise AssertionError("the torch backend takes every tensor")
 
@@ -102,16 +104,6 @@ def _available(device_type: str) -> tuple[ModuleType, ...]:
         else:
             found.append(module)
     return tuple(found)
-
-
-def choose_while_tracing(device_type: str) -> str:
-    """The name of the backend for a graph that torch.compile traces; a forced one is part of the graph's guards."""
-    return getattr(_seen_by_compiler, "forced", None) or default(device_type)
-
-
-def makes_noise(backend: str) -> bool:
-    """Whether that backend makes Philox noise inside its kernels: then it is the default, else it never pays."""
-    return backend in _MAKE_NOISE
 
 
 def default(device_type: str) -> str:

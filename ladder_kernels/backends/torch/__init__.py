@@ -26,14 +26,13 @@ from ladder_kernels.noise import philox_normal
 from ladder_kernels.variance import VarianceMap
 
 NAME = "torch"
-DIFFERENTIABLE = False
 
 
 def unavailable() -> str | None:
     return None
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
     return None
 
 
@@ -56,7 +55,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
         kl_channelwise=kl_channelwise,
         kl_spatial=None if kl is None else kl.sum(1),
         logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
-        qvar_max=largest_log_var(q, step.variance, dtype),
+        logvar_max=largest_log_var(q, step.variance, dtype),
         kl_elementwise=dense(kl, step.channels_last) if kl is not None and step.elementwise else None,
     )
 

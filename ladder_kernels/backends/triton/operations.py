@@ -27,7 +27,7 @@ def unavailable() -> str | None:
     return None
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
     if not q.is_cuda and not INTERPRETED:
         return f"the tensors are on {q.device}, not on a GPU"
     return None
@@ -59,7 +59,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             outputs.kl_samplewise,
             outputs.kl_samplewise_restricted,
             outputs.logprob_q,
-            outputs.qvar_max,
+            outputs.logvar_max,
         )
     return outputs
 
