@@ -22,13 +22,16 @@ _MASK = 0xFFFFFFFF
 
 def draw_seed(device: torch.device) -> Tensor:
     """One int64 seed (), drawn on `device` by torch's generator: it obeys manual_seed, checkpoint and CUDA graphs."""
-    return torch.ops.ladder_kernels.draw_seed.default(device) if _is_compiled() else _draw_seed(device)
+    if _is_compiled():
+        return torch.ops.ladder_kernels.draw_seed.default(torch.empty((0,), device=device))
+    return _draw_seed(device)
 
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not."""
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_noise.default(shape, _DTYPES.index(dtype), device)
+        where = torch.empty((0,), device=device)
+        return torch.ops.ladder_kernels.draw_noise.default(where, shape, _DTYPES.index(dtype))
     return torch.randn(shape, dtype=dtype, device=device)
 
 
@@ -49,6 +52,9 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """A draw on the device of `where`, an empty tensor: a checkpoint inside compiled code finds the generator by the
+    operator's tensors, and the C++ that Inductor writes cannot pass a device.
+    """
     # The tag keeps a compiler from drawing twice what is read twice.
     torch.library.define(f"ladder_kernels::{name}", schema, tags=(torch.Tag.nondeterministic_seeded,))
     torch.library.impl(f"ladder_kernels::{name}", "CompositeExplicitAutograd", draw)
@@ -57,15 +63,15 @@ def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[
 
 _define(
     "draw_seed",
-    "(Device device) -> Tensor",
-    _draw_seed,
-    lambda device: torch.empty((), dtype=torch.int64, device=device),
+    "(Tensor where) -> Tensor",
+    lambda where: _draw_seed(where.device),
+    lambda where: where.new_empty((), dtype=torch.int64),
 )
 _define(
     "draw_noise",
-    "(SymInt[] shape, int dtype, Device device) -> Tensor",
-    lambda shape, dtype, device: torch.randn(shape, dtype=_DTYPES[dtype], device=device),
-    lambda shape, dtype, device: torch.empty(shape, dtype=_DTYPES[dtype], device=device),
+    "(Tensor where, SymInt[] shape, int dtype) -> Tensor",
+    lambda where, shape, dtype: torch.randn(shape, dtype=_DTYPES[dtype], device=where.device),
+    lambda where, shape, dtype: where.new_empty(shape, dtype=_DTYPES[dtype]),
 )
 
 
