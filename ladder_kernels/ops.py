@@ -25,7 +25,7 @@ from ladder_kernels.variance import VarianceMap
 NAMESPACE = "ladder_kernels"
 
 _CHOICES = "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor"
-_STEP = f"{_CHOICES}, Tensor? temperature, SymInt[]? window, bool elementwise, bool channels_last, str backend"
+_STEP = f"{_CHOICES}, Tensor? temperature, SymInt[] window, bool elementwise, bool channels_last, str backend"
 _NATIVE_STEP = f"{_CHOICES}, float temperature, int[]? window, bool elementwise, bool channels_last"
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
@@ -58,16 +58,17 @@ def sample(q: Tensor, source: Tensor | None, step: Step, backend: str) -> Tensor
 def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     """Those of an operator after its tensors.
 
-    The temperature is a tensor: a graph would be compiled anew for every value of a number.
+    The temperature is a tensor: a graph would be compiled anew for every value of a number. No window is an empty list:
+    the C++ that Inductor writes cannot pass a list that may be absent.
     """
-    temperature = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64) * step.temperature
+    temperature = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * step.temperature
     # In the order of `Step`; not its _replace, which older compilers do not trace.
     return (
         step.draw,
         step.kl,
         *step.variance.fields(),
         temperature,
-        step.window,
+        step.window or (),
         step.elementwise,
         step.channels_last,
         backend,
@@ -181,8 +182,7 @@ def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
         kl,
         VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor),
         temperature=1.0 if temperature is None else temperature,
-        # The operator's schema has a list for it.
-        window=None if window is None else tuple(window),
+        window=tuple(window) if window else None,
         elementwise=elementwise,
         channels_last=channels_last,
     )
@@ -196,8 +196,7 @@ def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
     """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
     *choices, temperature, window, elementwise, channels_last, backend = step_and_backend
     temperature = 1.0 if temperature is None else float(temperature)
-    window = None if window is None else tuple(window)
-    return _parse_again((*choices, temperature, window, elementwise, channels_last, backend))
+    return _parse_again((*choices, temperature, tuple(window), elementwise, channels_last, backend))
 
 
 def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
