@@ -48,7 +48,9 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     """
     if generator is not None:
         return _draw_seed(generator.device, generator).to(device)
-    return torch.ops.ladder_kernels.draw_seed.default(device) if _is_compiled() else _draw_seed(device)
+    if _is_compiled():
+        return torch.ops.ladder_kernels.draw_seed.default(torch.empty((0,), device=device))
+    return _draw_seed(device)
 
 
 def draw_noise(
@@ -61,7 +63,8 @@ def draw_noise(
     if generator is not None:
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_noise.default(shape, DTYPES.index(dtype), device)
+        where = torch.empty((0,), device=device)
+        return torch.ops.ladder_kernels.draw_noise.default(where, shape, DTYPES.index(dtype))
     return torch.randn(shape, dtype=dtype, device=device)
 
 
@@ -78,6 +81,9 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """A draw on the device of `where`, an empty tensor: a checkpoint inside compiled code finds the generator by the
+    operator's tensors, and the C++ that Inductor writes cannot pass a device.
+    """
     # The tag keeps a compiler from drawing twice what is read twice.
     torch.library.define(f"ladder_kernels::{name}", schema, tags=(torch.Tag.nondeterministic_seeded,))
     torch.library.impl(f"ladder_kernels::{name}", "CompositeExplicitAutograd", draw)
@@ -86,17 +92,17 @@ def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[
 
 _define(
     "draw_seed",
-    "(Device device) -> Tensor",
-    _draw_seed,
-    lambda device: torch.empty((), dtype=torch.int64, device=device),
+    "(Tensor where) -> Tensor",
+    lambda where: _draw_seed(where.device),
+    lambda where: where.new_empty((), dtype=torch.int64),
 )
 _define(
     "draw_noise",
     # The dtype by number: a package of AOTInductor writes those by one numbering and reads them by another, so that
     # float32 comes back as float64 (torch 2.11).
-    "(SymInt[] shape, int dtype, Device device) -> Tensor",
-    lambda shape, dtype, device: torch.randn(shape, dtype=DTYPES[dtype], device=device),
-    lambda shape, dtype, device: torch.empty(shape, dtype=DTYPES[dtype], device=device),
+    "(Tensor where, SymInt[] shape, int dtype) -> Tensor",
+    lambda where, shape, dtype: torch.randn(shape, dtype=DTYPES[dtype], device=where.device),
+    lambda where, shape, dtype: where.new_empty(shape, dtype=DTYPES[dtype]),
 )
 
 

@@ -20,9 +20,10 @@ from ladder_kernels.geometry import in_memory_order, latent_shape
 NAMESPACE = "ladder_kernels"
 
 # In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a number.
+# No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent.
 _STEP = (
     "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
-    "SymInt[]? window, bool elementwise, bool channels_last, str backend"
+    "SymInt[] window, bool elementwise, bool channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
@@ -65,12 +66,12 @@ class Operators:
 
 def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     """Those of an operator that say what to do."""
-    draw, kl, kind, raw_min, raw_max, beta, floor, temperature, *rest = step.fields()
+    *before, temperature, window, elementwise, channels_last = step.fields()
     if isinstance(temperature, Tensor):
-        factor = temperature.to(torch.float64)
+        factor = temperature.to("cpu", torch.float64)
     else:
-        factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64) * temperature
-    return (draw, kl, kind, raw_min, raw_max, beta, floor, factor, *rest, backend)
+        factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * temperature
+    return (*before, factor, window or (), elementwise, channels_last, backend)
 
 
 class Asked(NamedTuple):
@@ -84,8 +85,7 @@ class Asked(NamedTuple):
         """A temperature stays a tensor, which may be a fake one."""
         *before, temperature, window, elementwise, channels_last, backend = arguments
         temperature = 1.0 if temperature is None else temperature
-        # The operator's schema has a list for it.
-        window = None if window is None else tuple(window)
+        window = tuple(window) if window else None
         return Asked(Step.of_fields(*before, temperature, window, elementwise, channels_last), backend)
 
     @staticmethod
@@ -93,8 +93,7 @@ class Asked(NamedTuple):
         """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
         *before, temperature, window, elementwise, channels_last, backend = arguments
         temperature = None if temperature is None else float(temperature)
-        window = None if window is None else tuple(window)
-        return _asked_again(*before, temperature, window, elementwise, channels_last, backend)
+        return _asked_again(*before, temperature, tuple(window), elementwise, channels_last, backend)
 
 
 _asked_again = functools.lru_cache(maxsize=256)(Asked.of)
