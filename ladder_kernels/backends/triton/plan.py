@@ -45,8 +45,6 @@ class Plan(NamedTuple):
     source_strides: Strides | None
     aligned: bool  # rows of z start at multiples of four
     wide: bool  # offsets within a sample need 64 bits
-    latent_strides: Strides
-    packed_strides: Strides
     forward: Tiles
     backward: Tiles
     backward_shared: Tiles  # p of batch 1: the tiles of a program are the samples
@@ -86,8 +84,6 @@ def make_plan(
         source_strides=next(strides) if source_strides is not None else None,
         aligned=columns % 4 == 0,
         wide=max(largest_offset, 2 * rows * columns) >= 2**31,
-        latent_strides=_dense_strides(channels, space, channels_last),
-        packed_strides=_dense_strides(2 * channels, space, channels_last),
         forward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_TILES_FORWARD),
         backward=_tiles(batch, rows, columns, tile_rows, tile_columns, MAX_TILES_BACKWARD),
         backward_shared=_shared_tiles(batch, rows, columns, tile_columns),
@@ -129,17 +125,6 @@ def _collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], 
     if not sizes:
         sizes, strides = [1], [[1] for _ in tensors]
     return sizes, [(*tensor[:2], *inner) for tensor, inner in zip(tensors, strides, strict=True)]
-
-
-def _dense_strides(channels: int, space: Sequence[int], channels_last: bool) -> Strides:
-    """Strides of a dense (batch, channels, *space) in that layout."""
-    stride = channels if channels_last else 1
-    inner = []
-    for size in reversed(space):
-        inner.append(stride)
-        stride *= size
-    channel = 1 if channels_last else stride
-    return (stride if channels_last else stride * channels, channel, *reversed(inner))
 
 
 def _power_of_two(size: int) -> int:

@@ -4,14 +4,13 @@ That is most of what a step costs the host, so that `operations.py` looks it up,
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from ladder_kernels.backends.outputs import Look, New, gradient_looks, new, output_looks
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
@@ -31,22 +30,6 @@ REDUCE_BLOCK = 256
 # Of every launch: Triton is about to change the default, and warns where nothing is said.
 FUSED = {"enable_fp_fusion": True}
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-# Allocates a tensor.
-New: TypeAlias = Callable[[], Tensor]
-
-
-class Look(NamedTuple):
-    """All of a tensor that its plan and Triton's choice of a kernel go by."""
-
-    shape: tuple[int, ...]
-    strides: Strides
-    dtype: torch.dtype
-    aligned: bool  # its address is a multiple of 16
-
-    @staticmethod
-    def of(tensor: Tensor) -> "Look":
-        return Look(tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0)
 
 
 class ForwardSettings(NamedTuple):
@@ -77,7 +60,7 @@ class BackwardSettings(NamedTuple):
     q_strides: Strides
     p_strides: Strides | None
     source_strides: Strides | None
-    grads: tuple[New | None, New | None, New | None]
+    grads: tuple[New | None, ...]
     channels_inner: bool
     step: Launcher
 
@@ -88,29 +71,14 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
     plan = _plan(q, p, source, step)
     batch, rows, columns = plan.sizes
     with_kl = step.kl != "none"
-
-    def latent(dtype: torch.dtype) -> New:
-        return _new(shape, plan.latent_strides, dtype, device)
-
-    def sums(*sizes: int) -> New:
-        return _new(sizes, torch.empty(sizes, device="meta").stride(), dtype, device)
-
+    partials = Look((number_of_partials(plan, with_kl=with_kl),), (1,), dtype)
     arguments = (_layout(plan, plan.forward), Variance.of(step.variance))
     return ForwardSettings(
         plan.q_strides,
         plan.p_strides,
         plan.source_strides,
-        outputs=(
-            None if step.draw == "latent" else latent(q.dtype),
-            sums(batch) if with_kl else None,
-            sums(batch) if with_kl and step.window is not None else None,
-            sums(*shape[:2]) if with_kl else None,
-            sums(batch, *shape[2:]) if with_kl else None,
-            sums(batch),
-            sums(),
-            latent(dtype) if with_kl and step.elementwise else None,
-        ),
-        partials=sums(number_of_partials(plan, with_kl=with_kl)),
+        outputs=tuple(look and new(look, device) for look in output_looks(q, p, source, step)),
+        partials=new(partials, device),
         channels_inner=plan.channels_inner,
         step=Launcher(
             forward_kernel,
@@ -135,7 +103,7 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
     return SampleSettings(
         plan.q_strides,
         plan.source_strides,
-        z=_new(latent_shape(q), plan.latent_strides, q.dtype, device),
+        z=new(output_looks(q, None, source, step)[0], device),
         step=Launcher(
             sample_kernel,
             _programs(plan, tiles),
@@ -159,10 +127,6 @@ def backward(
     shape, dtype = latent_shape(q), compute_dtype(q, p, source)
     step, p, source = _flowing(step, p, source, incoming)
     plan = _plan(q, p, source, step)
-
-    def packed(like: Look) -> New:
-        return _new((like.shape[0], *q.shape[1:]), plan.packed_strides, like.dtype, device)
-
     shared_p = needs[1] and p is not None and p.shape[0] == 1 and shape[0] > 1
     tiles = plan.backward_shared if shared_p else plan.backward
     return BackwardSettings(
@@ -171,11 +135,7 @@ def backward(
         plan.q_strides,
         plan.p_strides,
         plan.source_strides,
-        grads=(
-            packed(q) if needs[0] else None,
-            packed(p) if needs[1] and p is not None else None,
-            _new(shape, plan.latent_strides, source.dtype, device) if needs[2] and source is not None else None,
-        ),
+        grads=tuple(look and new(look, device) for look in gradient_looks(q, p, source, step, needs)),
         channels_inner=plan.channels_inner,
         step=Launcher(
             backward_kernel,
@@ -190,11 +150,6 @@ def forget() -> None:
     """Whatever was found out; for whoever changes what it was found from."""
     for found in (forward, sample, backward):
         found.cache_clear()
-
-
-def _new(shape: tuple[int, ...], strides: Strides, dtype: torch.dtype, device: torch.device) -> New:
-    # `torch.empty` takes twice the time, to find out strides.
-    return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
 
 
 def _flowing(
