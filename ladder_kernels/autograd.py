@@ -71,14 +71,15 @@ class NormalStep(torch.autograd.Function):
 
 def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, needs: tuple[bool, bool, bool]) -> Tensors:
     """Those at q, p and source: the backend's, or the plain formula's where they are differentiated or batched."""
+    q, p, source = inputs
     functions: Any = _functions(backend, *inputs, *grads)
     if not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
-            return torch_backend.differentiable_backward(*inputs, step, grads, needs)
+            return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
         if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
             functions = torch_backend
     flows = [need and flow for need, flow in zip(needs, step.flows_to(grads), strict=True)]
-    found = functions.backward(*inputs, step, grads, tuple(flows))
+    found = functions.backward(q, p, source, step, grads, tuple(flows))
     # Where a gradient is needed and nothing arrives it is zero.
     return tuple(
         _zeros(like, step) if need and not flow else grad

@@ -9,8 +9,8 @@ from torch.distributions import Normal
 
 from ladder_kernels.functional import normal_sample, normal_sample_kl, normal_sample_log_prob
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
-from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
 from ladder_kernels.noise import DRAWS, draw_source
+from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
 from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
 from ladder_kernels.variance import VarianceMap
 

@@ -127,9 +127,7 @@ def normal_sample(
     The arguments are those of `normal_sample_kl`, and so are the errors.
     """
     step, source = _sampling(params, noise, None, seed, generator, mode, temperature, variance)
-    z = _run(params, None, source, step, generator, only_z=True).z
-    assert z is not None  # it is not given
-    return z
+    return _run(params, None, source, step, generator, only_z=True).z
 
 
 class SampleLogProb(NamedTuple):
@@ -157,7 +155,7 @@ def normal_sample_log_prob(
     """z, its log-density and the largest log-variance in one pass. Arguments and errors as of `normal_sample_kl`."""
     step, source = _sampling(params, noise, latent, seed, generator, mode, temperature, variance)
     outputs = _run(params, None, source, step, generator)
-    return SampleLogProb(outputs.z if latent is None else latent, outputs.logprob_q, outputs.logvar_max)  # type: ignore[arg-type]
+    return SampleLogProb(outputs.z if latent is None else latent, outputs.logprob_q, outputs.logvar_max)
 
 
 def normal_log_prob(params: Tensor, z: Tensor, *, variance: VarianceMap | str = "exp") -> Tensor:
@@ -190,8 +188,14 @@ def _sampling(
     """The arguments of a sample without a KL, checked, as a step and its source."""
     _check_packed(params, "params")
     draw, source = _source(params, noise, latent, seed, mode, generator)
-    kl, last = "none", is_channels_last(params)
-    return Step(draw, kl, as_variance(variance), _as_temperature(temperature), None, False, last), source
+    step = Step(
+        draw,
+        "none",
+        as_variance(variance),
+        _as_temperature(temperature),
+        channels_last=is_channels_last(params),
+    )
+    return step, source
 
 
 def _run(
@@ -201,7 +205,8 @@ def _run(
     step: Step,
     generator: torch.Generator | None,
     only_z: bool = False,
-) -> StepOutputs:
+) -> Any:
+    """`StepOutputs`; which of them there are is known to whoever made the step."""
     if q.dim() > 2:
         return run(q, p, source, step, generator, only_z)
     # Kernels know at least one spatial dim.
@@ -251,7 +256,8 @@ def _as_temperature(temperature: float | Tensor) -> float:
     if temperature.numel() != 1 or temperature.requires_grad:
         raise ValueError(
             "temperature must be a number or a tensor of one element that needs no gradient, got one of shape "
-            f"{tuple(temperature.shape)}" + (" that requires a gradient: detach it" if temperature.requires_grad else "")
+            f"{tuple(temperature.shape)}"
+            + (" that requires a gradient: detach it" if temperature.requires_grad else "")
         )
     # A graph keeps the tensor; there, its number is not known yet.
     return temperature.reshape(()) if torch.compiler.is_compiling() else temperature.item()  # type: ignore[return-value]

@@ -79,7 +79,6 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -
     return torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
 
 
-
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     """A draw on the device of `where`, an empty tensor: a checkpoint inside compiled code finds the generator by the
     operator's tensors, and the C++ that Inductor writes cannot pass a device.

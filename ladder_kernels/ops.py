@@ -6,21 +6,20 @@ backend it was traced with. Their arity is fixed: an output or a gradient that i
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ladder_kernels.backends.outputs import Look, gradient_looks, has_outputs, output_looks
 from ladder_kernels.backends.select import load
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
-from ladder_kernels.geometry import in_memory_order, latent_shape
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
 
 NAMESPACE = "ladder_kernels"
 
-# In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a number.
-# No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent.
+# In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a
+# number. No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent.
 _STEP = (
     "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
     "SymInt[] window, bool elementwise, bool channels_last, str backend"
@@ -45,7 +44,8 @@ class Operators:
         self._backend = backend
 
     def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
-        return _wanted(torch.ops.ladder_kernels.step.default(q, p, source, *arguments(step, self._backend)), step)
+        found = torch.ops.ladder_kernels.step.default(q, p, source, *arguments(step, self._backend))
+        return StepOutputs(*(out if has else None for out, has in zip(found, has_outputs(step), strict=True)))
 
     def backward(
         self,
@@ -67,6 +67,7 @@ class Operators:
 def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     """Those of an operator that say what to do."""
     *before, temperature, window, elementwise, channels_last = step.fields()
+    factor: Tensor | None
     if isinstance(temperature, Tensor):
         factor = temperature.to("cpu", torch.float64)
     else:
@@ -135,34 +136,20 @@ def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
 @torch.library.register_fake(f"{NAMESPACE}::step")
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     step, _ = Asked.of(*asked)
-    shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    every = StepOutputs(
-        z=_empty_dense(q, shape, q.dtype, step),
-        kl_samplewise=q.new_empty(shape[0], dtype=dtype),
-        kl_samplewise_restricted=q.new_empty(shape[0], dtype=dtype),
-        kl_channelwise=q.new_empty(shape[:2], dtype=dtype),
-        kl_spatial=q.new_empty((shape[0], *shape[2:]), dtype=dtype),
-        logprob_q=q.new_empty(shape[0], dtype=dtype),
-        logvar_max=q.new_empty((), dtype=dtype),
-        kl_elementwise=_empty_dense(q, shape, dtype, step),
-    )
-    return tuple(_or_empty(out, q) for out in _wanted(every, step))
+    return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, _ = Incoming.of(rest)
     step, _ = Asked.of(*asked)
-    return tuple(
-        _empty_dense(q, like.shape, like.dtype, step) if need and like is not None else q.new_empty(0)
-        for like, need in zip((q, p, source), needs, strict=True)
-    )
+    return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::sample")
 def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     step, _ = Asked.of(*asked)
-    return _empty_dense(q, latent_shape(q), q.dtype, step)
+    return _empty(output_looks(q, None, source, step)[0], q)
 
 
 def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
@@ -185,26 +172,9 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def _wanted(outputs: Sequence[Any], step: Step) -> StepOutputs:
-    """What belongs to the outputs that the step has; None for the others."""
-    kl = step.kl != "none"
-    has = StepOutputs(
-        z=step.draw != "latent",
-        kl_samplewise=kl,
-        kl_samplewise_restricted=kl and step.window is not None,
-        kl_channelwise=kl,
-        kl_spatial=kl,
-        logprob_q=True,
-        logvar_max=True,
-        kl_elementwise=kl and step.elementwise,
-    )
-    return StepOutputs(*(out if has_it else None for has_it, out in zip(has, outputs, strict=True)))
-
-
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
     return q.new_empty(0) if tensor is None else tensor
 
 
-def _empty_dense(q: Tensor, shape: Sequence[int], dtype: torch.dtype, step: Step) -> Tensor:
-    """As every backend lays out z, the elementwise KL and the gradients."""
-    return in_memory_order(q.new_empty(math.prod(shape), dtype=dtype), shape, step.channels_last)
+def _empty(look: Look | None, q: Tensor) -> Tensor:
+    return q.new_empty(0) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)

@@ -92,9 +92,9 @@ class VarianceMap:
 
     @staticmethod
     def juglab_hdn() -> "VarianceMap":
-        """HDN of juglab (CAREamics' own is `careamics()`) and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), neither clamped nor with a floor.
+        """juglab's HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), without clamp and floor.
 
-        Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
+        CAREamics' own HDN is `careamics()`. Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
         """
         return VarianceMap("exp")
 
@@ -136,7 +136,7 @@ class VarianceMap:
 
 
 def as_variance(variance: VarianceMap | str) -> VarianceMap:
-    """The map, also where its kind alone is given. Raises TypeError for what is neither, ValueError for another kind."""
+    """The map, also where its kind alone is given. Raises ValueError or TypeError for what is neither."""
     if isinstance(variance, VarianceMap):
         return variance
     if isinstance(variance, str):

@@ -148,9 +148,7 @@ def count_graphs():
 
 def test_one_dynamic_graph_serves_every_batch_and_size(backend):
     def call(q, p):
-        *sums, _, elementwise = normal_sample_kl(
-            q, p, variance=VarianceMap("softplus"), window=4, elementwise=True
-        )
+        *sums, _, elementwise = normal_sample_kl(q, p, variance=VarianceMap("softplus"), window=4, elementwise=True)
         return (*sums, elementwise)
 
     counter = count_graphs()

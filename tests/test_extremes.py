@@ -37,7 +37,9 @@ def test_the_clamp_passes_the_gradient_at_equality_and_stops_it_above(backend):
 
 def test_a_clamp_between_two_16_bit_values_stops_just_what_lies_above(backend):
     q = torch.tensor([[[0.0, 0.0], [20.0, 20.125]]], dtype=torch.bfloat16, requires_grad=True)
-    normal_sample_kl(q, None, noise=torch.ones(1, 1, 2), variance=VarianceMap("stable", raw_max=20.1)).z.sum().backward()
+    normal_sample_kl(
+        q, None, noise=torch.ones(1, 1, 2), variance=VarianceMap("stable", raw_max=20.1)
+    ).z.sum().backward()
     assert q.grad[0, 1, 0] > 0
     assert q.grad[0, 1, 1] == 0
 

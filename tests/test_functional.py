@@ -1,7 +1,5 @@
 """`normal_sample_kl` and `normal_sample` against the plain formula in float64, on every backend."""
 
-import functools
-
 import pytest
 import torch
 

@@ -55,7 +55,12 @@ def test_opcheck(backend, draw, layout, p_layout, prior):
     window, kl = (1, 3, 1, 5), "none" if prior == "standard" and draw != "mode" else "monte_carlo"
     last = is_channels_last(q)
     step = Step(
-        draw, kl, variance=VarianceMap("stable", raw_max=20.0), window=window, elementwise=draw != "seed", channels_last=last
+        draw,
+        kl,
+        variance=VarianceMap("stable", raw_max=20.0),
+        window=window,
+        elementwise=draw != "seed",
+        channels_last=last,
     )
     # Recompiling under symbolic shapes is tested apart: it takes seconds.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -20,7 +20,9 @@ def test_values_are_upstreams(stable):
 
 
 def test_the_clamp_is_applied_when_read():
-    logvar = StableLogVar(torch.tensor([-1.0, 3.0, torch.nan]).view(1, 1, 3), variance=VarianceMap("stable", raw_max=2.0))
+    logvar = StableLogVar(
+        torch.tensor([-1.0, 3.0, torch.nan]).view(1, 1, 3), variance=VarianceMap("stable", raw_max=2.0)
+    )
     torch.testing.assert_close(logvar._lv.flatten(), torch.tensor([-1.0, 2.0, torch.nan]), equal_nan=True)
 
 

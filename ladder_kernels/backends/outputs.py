@@ -63,7 +63,7 @@ def has_outputs(step: Step) -> tuple[bool, ...]:
         kl_channelwise=kl,
         kl_spatial=kl,
         logprob_q=True,
-        qvar_max=True,
+        logvar_max=True,
         kl_elementwise=kl and step.elementwise,
     )
 
@@ -79,7 +79,7 @@ def output_looks(q: _Typed, p: _Typed | None, source: _Typed | None, step: Step)
         kl_channelwise=_sums((batch, channels), dtype),
         kl_spatial=_sums((batch, *space), dtype),
         logprob_q=_sums((batch,), dtype),
-        qvar_max=_sums((), dtype),
+        logvar_max=_sums((), dtype),
         kl_elementwise=_dense(shape, dtype, step),
     )
     return tuple(look if has else None for look, has in zip(every, has_outputs(step), strict=True))

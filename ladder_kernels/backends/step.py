@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ladder_kernels.variance import VarianceMap
 
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
