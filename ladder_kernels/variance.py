@@ -94,7 +94,8 @@ class VarianceMap:
     def juglab_hdn() -> "VarianceMap":
         """juglab's HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), without clamp and floor.
 
-        CAREamics' own HDN is `careamics()`. Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
+        CAREamics' own HDN is `careamics()`. Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all
+        sums are of the same KL.
         """
         return VarianceMap("exp")
 
