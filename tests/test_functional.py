@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from ladder_kernels import normal_sample, normal_sample_kl, normal_sample_log_prob, use_backend
+from ladder_kernels import (
+    normal_kl,
+    normal_log_prob,
+    normal_sample,
+    normal_sample_kl,
+    normal_sample_log_prob,
+    use_backend,
+)
 from ladder_kernels.variance import KINDS, VarianceMap
 from tests import oracle
 from tests.against_oracle import check, run
@@ -137,3 +144,68 @@ def test_fresh_noise_obeys_manual_seed(backend):
 
 def test_elementwise_only_when_asked(backend):
     assert normal_sample_kl(packed((1, 2, 3)), None).kl_elementwise is None
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_heads_without_space_are_a_space_of_one(backend, prior):
+    given = tensors((3, 5), "noise", prior=prior)
+    flat, spatial = (
+        normal_sample_kl(**{name: view(x) for name, x in given.items()}, window=2, elementwise=True)
+        for view in (lambda x: x, lambda x: x.unsqueeze(-1))
+    )
+    assert flat.z.shape == flat.kl_elementwise.shape == flat.kl_channelwise.shape == (3, 5)
+    assert flat.kl_spatial.shape == (3,)
+    for ours, expected in zip(flat, spatial, strict=True):
+        assert torch.equal(ours.flatten(), expected.flatten())
+    torch.manual_seed(0)
+    drawn = normal_sample(given["q_params"])
+    torch.manual_seed(0)
+    assert torch.equal(drawn, normal_sample(given["q_params"].unsqueeze(-1)).squeeze(-1))
+
+
+def test_mean_and_log_variance_are_what_a_generic_caller_means(backend):
+    """The default of `variance`, and the density and the KL alone."""
+    q, p, noise = packed((2, 3, 4)), packed((2, 3, 4)), torch.randn(2, 3, 4)
+    (mean, log_var), (p_mean, p_log_var) = q.chunk(2, 1), p.chunk(2, 1)
+    q_normal = torch.distributions.Normal(mean, (log_var / 2).exp())
+    p_normal = torch.distributions.Normal(p_mean, (p_log_var / 2).exp())
+    z = normal_sample(q, noise=noise)
+    torch.testing.assert_close(z, mean + (log_var / 2).exp() * noise)
+    torch.testing.assert_close(normal_log_prob(q, z), q_normal.log_prob(z).flatten(1).sum(1))
+    for ours, other in ((normal_kl(q, p), p_normal), (normal_kl(q), torch.distributions.Normal(0.0, 1.0))):
+        expected = torch.distributions.kl_divergence(q_normal, other).flatten(1).sum(1)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_generator_is_drawn_from_instead_of_the_default_one(backend):
+    q = packed((2, 3, 4, 4))
+    calls = (
+        lambda g: normal_sample_kl(q, generator=g).z,
+        lambda g: normal_sample(q, generator=g),
+        lambda g: normal_sample_log_prob(q, generator=g).z,
+    )
+    for call in calls:
+        state = torch.get_rng_state()
+        first, again = (torch.Generator(q.device).manual_seed(3) for _ in range(2))
+        z = call(first)
+        assert torch.equal(call(again), z)
+        assert not torch.equal(call(again), z)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_temperature_may_be_a_tensor(backend):
+    q, noise = packed((2, 3, 4)), torch.randn(2, 3, 4)
+    for temperature in (torch.tensor(0.5), torch.tensor([0.5], dtype=torch.float64)):
+        z = normal_sample(q, noise=noise, temperature=temperature)
+        assert torch.equal(z, normal_sample(q, noise=noise, temperature=0.5))
+
+
+def test_what_knows_nothing_of_an_input_has_no_gradient(backend):
+    """z and log q where p alone is learned, as in compiled plain PyTorch; the largest log-variance never."""
+    q, p = packed((2, 3, 4)), packed((2, 3, 4)).requires_grad_()
+    step = normal_sample_kl(q, p, noise=torch.randn(2, 3, 4), elementwise=True)
+    assert not step.z.requires_grad
+    assert not step.logprob_q.requires_grad
+    assert not step.logvar_max.requires_grad
+    assert step.kl_samplewise.requires_grad
+    assert normal_sample_kl(p, q, seed=1).z.requires_grad
