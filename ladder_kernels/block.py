@@ -11,7 +11,13 @@ from ladder_kernels.functional import normal_sample, normal_sample_kl, normal_sa
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
 from ladder_kernels.noise import DRAWS, draw_source
 from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
-from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
+from ladder_kernels.params import (
+    StableLogVar,
+    StableMean,
+    absent_parameter_pair,
+    late_parameter_pair,
+    parameter_pair,
+)
 from ladder_kernels.variance import VarianceMap
 
 
@@ -128,7 +134,7 @@ class NormalStochasticBlock(Stages):
         analytical_kl
             KL in closed form; else the Monte-Carlo estimate at z.
         mode_pred
-            Prediction: no KL. p's size does not matter, and `conv_in_p` does not run unless `p_params` is read.
+            Prediction: no KL, and no p where q is given: then its size does not matter, and `conv_in_p` does not run.
         use_uncond_mode
             In prediction the mean instead of a sample: q's, or without q p's. No effect in training.
         var_clip_max
@@ -142,8 +148,8 @@ class NormalStochasticBlock(Stages):
             A dict: `z` (B, c_vars, *S); `kl_elementwise` (B, c_vars, *S); `kl_samplewise` (B,);
             `kl_samplewise_restricted` (B,); `kl_spatial` (B, *S); `kl_channelwise` (B, c_vars), all None if
             `mode_pred` or without q; `p_params`, `q_params`: pairs (StableMean, StableLogVar), q's None without q;
-            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q. In prediction from q `p_params`
-            is computed at its first reading, as the call would have; RuntimeError if that is no longer possible.
+            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q. In prediction from q nothing
+            computes p: whoever reads one of the pair gets a RuntimeError, and p from `process_p_params`.
 
         Raises
         ------
@@ -156,7 +162,7 @@ class NormalStochasticBlock(Stages):
         if q_params is None:
             data = self._generate(p_params, call)
         elif mode_pred:
-            data = self._predict(p_params, q_params, call)
+            data = self._predict(q_params, call)
         else:
             data = self._infer(p_params, q_params, call)
         return self.conv_out(data["z"]), data
@@ -197,8 +203,8 @@ class NormalStochasticBlock(Stages):
             "qvar_max": step.logvar_max,
         }
 
-    def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
-        """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
+    def _predict(self, q_params: Tensor, call: Call) -> dict[str, Any]:
+        """Prediction: z from q with its statistics, in one pass; no KL, and no p, which nothing there needs."""
         q = self._packed_q(q_params)
         if self.validate_args:
             self._validate(call, q)
@@ -207,7 +213,7 @@ class NormalStochasticBlock(Stages):
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
-            "p_params": self._late_p(p_params, call, variance),
+            "p_params": absent_parameter_pair(variance),
             "q_params": _shown(q, variance),
             "logprob_q": logprob_q,
             "qvar_max": qvar_max,
@@ -240,13 +246,6 @@ class NormalStochasticBlock(Stages):
             p = copy_first(p)
         # The caller's own tensor may be another one by the time that it is read.
         return _shown(p, variance) if self.transform_p_params else parameter_pair(p, variance)
-
-    def _late_p(self, p_params: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
-        """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
-        if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
-            return self._shown_p(self._packed_p(p_params), call, variance)
-        late = LateCall(self.conv_in_p, p_params)
-        return late_parameter_pair((lambda: copy_first(late())) if call.force_constant_output else late, variance)
 
     def _packed_p(self, p_params: Tensor) -> Tensor:
         """The packed parameters of p (B or 1, 2 * c_vars, *S)."""

@@ -58,7 +58,10 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(allocate):
         def allocate_poisoned(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() and tensor.numel() else tensor
+            if tensor.is_floating_point() and tensor.numel():
+                with torch.no_grad():  # it may be a parameter, of a program that is loaded
+                    tensor.fill_(float("nan"))
+            return tensor
 
         return allocate_poisoned
 
