@@ -117,6 +117,8 @@ class NormalStochasticBlock(Stages):
         mode_pred: bool = False,
         use_uncond_mode: bool = False,
         var_clip_max: float | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Sample z from q, or from p where q is not given, and map it to the output.
 
@@ -139,6 +141,8 @@ class NormalStochasticBlock(Stages):
             In prediction the mean instead of a sample: q's, or without q p's. No effect in training.
         var_clip_max
             Upper clamp of the log-variances.
+        generator
+            What noise is drawn from, instead of torch's default generator.
 
         Returns
         -------
@@ -156,7 +160,9 @@ class NormalStochasticBlock(Stages):
         ValueError
             Shapes that do not fit; with `validate_args`, parameters that are not numbers.
         """
-        call = Call(forced_latent, force_constant_output, analytical_kl, mode_pred, use_uncond_mode, var_clip_max)
+        call = Call(
+            forced_latent, force_constant_output, analytical_kl, mode_pred, use_uncond_mode, var_clip_max, generator
+        )
         if self._has_overrides():
             return self._forward_composed(p_params, q_params, call)
         if q_params is None:
@@ -167,12 +173,14 @@ class NormalStochasticBlock(Stages):
             data = self._infer(p_params, q_params, call)
         return self.conv_out(data["z"]), data
 
-    def sample_from_q(self, q_params: Tensor, var_clip_max: float | None) -> Tensor:
+    def sample_from_q(
+        self, q_params: Tensor, var_clip_max: float | None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            return self._sample(self.process_q_params(q_params, var_clip_max)[2])
+            return self._sample(self.process_q_params(q_params, var_clip_max)[2], generator)
         q = self._packed_q(q_params)
-        return normal_sample(q, **self._noise_source(q), variance=self._variance(var_clip_max))
+        return normal_sample(q, **self._noise_source(q, generator), variance=self._variance(var_clip_max))
 
     def _infer(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
@@ -227,7 +235,7 @@ class NormalStochasticBlock(Stages):
         variance = self._variance(call.var_clip_max)
         z = call.forced_latent
         if z is None:
-            z = normal_sample(p, **self._noise_source(p, mode=call.use_mean), variance=variance)
+            z = normal_sample(p, **self._noise_source(p, call.generator, call.use_mean), variance=variance)
         elif z.shape[1:] != latent_shape(p)[1:]:
             raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
         if call.force_constant_output:
@@ -277,20 +285,22 @@ class NormalStochasticBlock(Stages):
         """The argument of the functional API that says where z of q comes from."""
         z = call.forced_latent
         if z is None:
-            source = self._noise_source(q, mode=call.use_mean)
+            source = self._noise_source(q, call.generator, call.use_mean)
             if not call.force_constant_output:
                 return source
             z = normal_sample(q, **source, variance=self._variance(call.var_clip_max))
         return {"latent": copy_first(z) if call.force_constant_output else z}
 
-    def _noise_source(self, packed: Tensor, mode: bool = False) -> dict[str, Any]:
+    def _noise_source(
+        self, packed: Tensor, generator: torch.Generator | None = None, mode: bool = False
+    ) -> dict[str, Any]:
         """The same where z is not given: the mean, a seed or noise."""
         if mode:
             return {"mode": True}
         if self.rng is None:
-            return {}
+            return {"generator": generator}
         draw = DRAWS[self.rng]
-        return {draw: draw_source(packed, draw)}
+        return {draw: draw_source(packed, draw, generator)}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
         """Upstream's ValueError for invalid parameters or a latent with NaN."""

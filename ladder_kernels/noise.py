@@ -49,7 +49,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     if generator is not None:
         return _draw_seed(generator.device, generator).to(device)
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_seed.default(torch.empty((0,), device=device))
+        return torch.ops.ladder_kernels.draw_seed.default(torch.zeros((0,), device=device))
     return _draw_seed(device)
 
 
@@ -63,7 +63,7 @@ def draw_noise(
     if generator is not None:
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
     if _is_compiled():
-        where = torch.empty((0,), device=device)
+        where = torch.zeros((0,), device=device)
         return torch.ops.ladder_kernels.draw_noise.default(where, shape, DTYPES.index(dtype))
     return torch.randn(shape, dtype=dtype, device=device)
 

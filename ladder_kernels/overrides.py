@@ -35,6 +35,7 @@ class Call(NamedTuple):
     mode_pred: bool
     use_uncond_mode: bool
     var_clip_max: float | None
+    generator: torch.Generator | None
 
     @property
     def use_mean(self) -> bool:
@@ -115,6 +116,8 @@ class Stages(nn.Module):
 
     def _forward_composed(self, p_params: Tensor, q_params: Tensor | None, call: Call) -> tuple[Tensor, dict[str, Any]]:
         """`forward`, through the stages."""
+        if call.generator is not None:
+            raise ValueError("generator is not for a block that overrides a stage: get_z has no argument for it")
         p_mean, p_logvar, p = self.process_p_params(p_params, call.var_clip_max)
         q_pair, q = None, None
         if q_params is not None:
@@ -141,13 +144,13 @@ class Stages(nn.Module):
         data["qvar_max"] = z.new_zeros(()) if q_pair is None else q_pair[1].get().detach().max()
         return self.conv_out(z), data
 
-    def _sample(self, distribution: Normal) -> Tensor:
+    def _sample(self, distribution: Normal, generator: torch.Generator | None = None) -> Tensor:
         mean = distribution.mean
         dtype = compute_dtype(mean)
         draw = default_draw(serving(mean)) if self.rng is None else DRAWS[self.rng]
         if draw == "seed":
-            flat = philox_normal(draw_seed(mean.device), mean.numel(), dtype)
+            flat = philox_normal(draw_seed(mean.device, generator), mean.numel(), dtype)
             eps = in_memory_order(flat, mean.shape, is_channels_last(mean))
         else:
-            eps = draw_noise(mean.shape, dtype, mean.device)
+            eps = draw_noise(mean.shape, dtype, mean.device, generator)
         return mean + distribution.stddev * eps

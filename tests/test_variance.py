@@ -102,10 +102,10 @@ def test_a_map_is_a_value():
         ({"kind": "log"}, "'log'; there are stable, exp, logstd, softplus"),
         ({"kind": "exp", "floor": 1e-3}, "'exp' has no floor, got 0.001"),
         ({"kind": "logstd", "beta": 2.0}, "'logstd' has no beta, got 2.0"),
-        ({"floor": -1.0}, "the floor must be finite and not negative, got -1.0"),
+        ({"kind": "stable", "floor": -1.0}, "the floor must be finite and not negative, got -1.0"),
         ({"kind": "softplus", "floor": np.inf}, "the floor must be finite and not negative, got inf"),
         ({"kind": "softplus", "beta": 0.0}, "beta must be finite and positive, got 0.0"),
-        ({"raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
+        ({"kind": "exp", "raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
     ],
 )
 def test_what_is_no_map_is_refused(arguments, said):
