@@ -17,6 +17,7 @@ from ladder_kernels.params import (
     absent_parameter_pair,
     late_parameter_pair,
     parameter_pair,
+    wide,
 )
 from ladder_kernels.variance import VarianceMap
 
@@ -170,7 +171,8 @@ class NormalStochasticBlock(Stages):
     def sample_from_q(self, q_params: Tensor, var_clip_max: float | None) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            return self._sample(self.process_q_params(q_params, var_clip_max)[2])
+            mean, _, distribution = self.process_q_params(q_params, var_clip_max)
+            return self._sample(distribution).to(mean.get().dtype)
         q = self._packed_q(q_params)
         return normal_sample(q, **self._noise_source(q), variance=self._variance(var_clip_max))
 
@@ -238,7 +240,7 @@ class NormalStochasticBlock(Stages):
             "p_params": self._shown_p(p, call, variance),
             "q_params": None,
             "logprob_q": None,
-            "qvar_max": z.new_zeros(()),
+            "qvar_max": wide(z.new_zeros(())),
         }
 
     def _shown_p(self, p: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -271,7 +273,7 @@ class NormalStochasticBlock(Stages):
         return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
-        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
+        return Normal(wide(mean.get()), wide(wide(logvar).get_std()), validate_args=self.validate_args)
 
     def _uses_philox(self, parameters: Tensor) -> bool:
         return route(parameters).makes_noise if self.rng is None else self.rng == "philox"
