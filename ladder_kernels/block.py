@@ -17,6 +17,7 @@ from ladder_kernels.params import (
     absent_parameter_pair,
     late_parameter_pair,
     parameter_pair,
+    wide,
 )
 from ladder_kernels.variance import VarianceMap
 
@@ -178,7 +179,8 @@ class NormalStochasticBlock(Stages):
     ) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            return self._sample(self.process_q_params(q_params, var_clip_max)[2], generator)
+            mean, _, distribution = self.process_q_params(q_params, var_clip_max)
+            return self._sample(distribution, generator).to(mean.get().dtype)
         q = self._packed_q(q_params)
         return normal_sample(q, **self._noise_source(q, generator), variance=self._variance(var_clip_max))
 
@@ -246,7 +248,7 @@ class NormalStochasticBlock(Stages):
             "p_params": self._shown_p(p, call, variance),
             "q_params": None,
             "logprob_q": None,
-            "qvar_max": z.new_zeros(()),
+            "qvar_max": wide(z.new_zeros(())),
         }
 
     def _shown_p(self, p: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -279,7 +281,7 @@ class NormalStochasticBlock(Stages):
         return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
-        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
+        return Normal(wide(mean.get()), wide(wide(logvar).get_std()), validate_args=self.validate_args)
 
     def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
