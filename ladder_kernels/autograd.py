@@ -89,12 +89,12 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, p, source, step, backend, False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, None, source, step, backend, True)[0]
 
 
@@ -103,7 +103,7 @@ ops.register_autograd("sample", _sample_operator)
 
 
 def _zeros(like: Tensor, step: Step) -> Tensor:
-    return in_memory_order(like.new_zeros(like.numel()), like.shape, step.channels_last)
+    return in_memory_order(like.new_zeros((like.numel(),)), like.shape, step.channels_last)
 
 
 def _functions(backend: str, *tensors: Tensor | None) -> Any:
