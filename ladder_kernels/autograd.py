@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import load, serving
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
-from ladder_kernels.geometry import in_memory_order
-from ladder_kernels.noise import default_draw, draw_source
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
+from ladder_kernels.geometry import in_memory_order, latent_shape
+from ladder_kernels.noise import default_draw, draw_source, noise_of_seed
 
 Tensors = tuple[Any, ...]
 
@@ -36,6 +36,9 @@ def run(
         step = step.with_draw(default_draw(backend))
         source = draw_source(q, step.draw, generator)
     if _is_plain(backend, q, p):
+        if step.draw == "seed" and source is not None:
+            source = noise_of_seed(source, latent_shape(q), compute_dtype(q, p), q)
+            step = step.with_draw("noise")
         return _call(torch_backend, q, p, source, step, only_z)
     if _is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)

@@ -16,6 +16,7 @@ from ladder_kernels.backends.outputs import Look, gradient_looks, has_outputs, o
 from ladder_kernels.backends.select import load
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
 from ladder_kernels.geometry import is_channels_last
+from ladder_kernels.noise import is_exporting
 
 NAMESPACE = "ladder_kernels"
 
@@ -76,10 +77,6 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
     else:
         factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * temperature
     return (*before, factor, window or (), elementwise, None if is_exporting() else channels_last, backend)
-
-
-# torch 2.6 has none: there an exported program has the example's order.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Asked(NamedTuple):
