@@ -126,6 +126,7 @@ class Incoming(NamedTuple):
 
 @torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
+    q, p, source = _bare(q, p, source)
     step, backend = Asked.of_real(q, *asked)
     return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
@@ -133,12 +134,15 @@ def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tu
 @torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, grads = Incoming.of(rest)
+    q, p, source = _bare(q, p, source)
     step, backend = Asked.of_real(q, *asked)
-    return tuple(_or_empty(grad, q) for grad in load(backend).backward(q, p, source, step, grads, needs))
+    found = load(backend).backward(q, p, source, step, StepGrads(*_bare(*grads)), needs)
+    return tuple(_or_empty(grad, q) for grad in found)
 
 
 @torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
 def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
+    q, source = _bare(q, source)
     step, backend = Asked.of_real(q, *asked)
     return load(backend).sample(q, source, step)
 
@@ -180,6 +184,11 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def _bare(*tensors: Any) -> tuple[Any, ...]:
+    """Without their subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
+    return tuple(each if each is None else each.as_subclass(Tensor) for each in tensors)
 
 
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
