@@ -15,9 +15,9 @@ from torch.autograd import forward_ad
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import load, serving
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
-from ladder_kernels.geometry import in_memory_order
-from ladder_kernels.noise import default_draw, draw_source
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
+from ladder_kernels.geometry import in_memory_order, latent_shape
+from ladder_kernels.noise import default_draw, draw_source, noise_of_seed
 
 Tensors = tuple[Any, ...]
 
@@ -36,6 +36,9 @@ def run(
         step = step.with_draw(default_draw(backend))
         source = draw_source(q, step.draw, generator)
     if _is_plain(backend, q, p):
+        if step.draw == "seed" and source is not None:
+            source = noise_of_seed(source, latent_shape(q), compute_dtype(q, p), q)
+            step = step.with_draw("noise")
         return _call(torch_backend, q, p, source, step, only_z)
     if _is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
@@ -89,12 +92,12 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, p, source, step, backend, False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, None, source, step, backend, True)[0]
 
 
@@ -103,7 +106,7 @@ ops.register_autograd("sample", _sample_operator)
 
 
 def _zeros(like: Tensor, step: Step) -> Tensor:
-    return in_memory_order(like.new_zeros(like.numel()), like.shape, step.channels_last)
+    return in_memory_order(like.new_zeros((like.numel(),)), like.shape, step.channels_last)
 
 
 def _functions(backend: str, *tensors: Tensor | None) -> Any:

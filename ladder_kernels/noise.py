@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.backends.step import DTYPES, compute_dtype
-from ladder_kernels.geometry import latent_shape
+from ladder_kernels.geometry import in_memory_order, is_channels_last, latent_shape
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -68,6 +68,20 @@ def draw_noise(
     return torch.randn(shape, dtype=dtype, device=device)
 
 
+def noise_of_seed(seed: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Philox noise of a latent's shape (B, C, *S), in the memory order of `like`, packed parameters or half of them.
+
+    In an exported program too, whose tensors need not look like those that were traced.
+    """
+    if not is_exporting() or torch.onnx.is_in_onnx_export() or torch._C._are_functorch_transforms_active():
+        return _noise_of_seed(seed, like, shape, DTYPES.index(dtype))
+    return torch.ops.ladder_kernels.noise_of_seed.default(seed, like.detach(), shape, DTYPES.index(dtype))
+
+
+# torch 2.6 has none: there an exported program has the example's order.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def _is_compiled() -> bool:
     """Whether the draw is to be an operator. Of ATen's, Inductor makes other numbers, in scalar code on a CPU, and anew
     in every kernel that reads them; which ones it leaves alone depends on torch's version.
@@ -103,6 +117,18 @@ _define(
     lambda where, shape, dtype: torch.randn(shape, dtype=DTYPES[dtype], device=where.device),
     lambda where, shape, dtype: where.new_empty(shape, dtype=DTYPES[dtype]),
 )
+
+
+def _noise_of_seed(seed: Tensor, like: Tensor, shape: Sequence[int], dtype: int) -> Tensor:
+    flat = philox_normal(seed, math.prod(shape), DTYPES[dtype])
+    return in_memory_order(flat, shape, is_channels_last(like))
+
+
+torch.library.define(
+    "ladder_kernels::noise_of_seed", "(Tensor seed, Tensor like, SymInt[] shape, int dtype) -> Tensor"
+)
+torch.library.impl("ladder_kernels::noise_of_seed", "CompositeExplicitAutograd", _noise_of_seed)
+torch.library.register_fake("ladder_kernels::noise_of_seed", _noise_of_seed)
 
 
 def philox4x32(

@@ -15,14 +15,18 @@ from torch import Tensor
 from ladder_kernels.backends.outputs import Look, gradient_looks, has_outputs, output_looks
 from ladder_kernels.backends.select import load
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
+from ladder_kernels.geometry import is_channels_last
+from ladder_kernels.noise import is_exporting
 
 NAMESPACE = "ladder_kernels"
 
 # In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a
-# number. No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent.
+# number. No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent. channels_last
+# is absent where a program is exported: its tensors need not look like the example's, nor like the fake ones that were
+# traced (a 3D convolution's are contiguous there, in channels_last it is not), so the order is that of the q it gets.
 _STEP = (
     "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
-    "SymInt[] window, bool elementwise, bool channels_last, str backend"
+    "SymInt[] window, bool elementwise, bool? channels_last, str backend"
 )
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
@@ -72,32 +76,38 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
         factor = temperature.to("cpu", torch.float64)
     else:
         factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * temperature
-    return (*before, factor, window or (), elementwise, channels_last, backend)
+    return (*before, factor, window or (), elementwise, None if is_exporting() else channels_last, backend)
 
 
 class Asked(NamedTuple):
-    """What `arguments` says, read back."""
+    """What `arguments` says, read back, for packed parameters q."""
 
     step: Step
     backend: str
 
     @staticmethod
-    def of(*arguments: Any) -> "Asked":
+    def of(q: Tensor, *arguments: Any) -> "Asked":
         """A temperature stays a tensor, which may be a fake one."""
-        *before, temperature, window, elementwise, channels_last, backend = arguments
-        temperature = 1.0 if temperature is None else temperature
-        window = tuple(window) if window else None
-        return Asked(Step.of_fields(*before, temperature, window, elementwise, channels_last), backend)
+        *before, channels_last, backend = arguments
+        return _asked(*before, is_channels_last(q) if channels_last is None else channels_last, backend)
 
     @staticmethod
-    def of_real(*arguments: Any) -> "Asked":
+    def of_real(q: Tensor, *arguments: Any) -> "Asked":
         """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
         *before, temperature, window, elementwise, channels_last, backend = arguments
         temperature = None if temperature is None else float(temperature)
+        channels_last = is_channels_last(q) if channels_last is None else channels_last
         return _asked_again(*before, temperature, tuple(window), elementwise, channels_last, backend)
 
 
-_asked_again = functools.lru_cache(maxsize=256)(Asked.of)
+def _asked(*arguments: Any) -> Asked:
+    *before, temperature, window, elementwise, channels_last, backend = arguments
+    temperature = 1.0 if temperature is None else temperature
+    window = tuple(window) if window else None
+    return Asked(Step.of_fields(*before, temperature, window, elementwise, channels_last), backend)
+
+
+_asked_again = functools.lru_cache(maxsize=256)(_asked)
 
 
 class Incoming(NamedTuple):
@@ -116,39 +126,43 @@ class Incoming(NamedTuple):
 
 @torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
-    step, backend = Asked.of_real(*asked)
+    q, p, source = _bare(q, p, source)
+    step, backend = Asked.of_real(q, *asked)
     return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
 @torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, grads = Incoming.of(rest)
-    step, backend = Asked.of_real(*asked)
-    return tuple(_or_empty(grad, q) for grad in load(backend).backward(q, p, source, step, grads, needs))
+    q, p, source = _bare(q, p, source)
+    step, backend = Asked.of_real(q, *asked)
+    found = load(backend).backward(q, p, source, step, StepGrads(*_bare(*grads)), needs)
+    return tuple(_or_empty(grad, q) for grad in found)
 
 
 @torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
 def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = Asked.of_real(*asked)
+    q, source = _bare(q, source)
+    step, backend = Asked.of_real(q, *asked)
     return load(backend).sample(q, source, step)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step")
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
-    step, _ = Asked.of(*asked)
+    step, _ = Asked.of(q, *asked)
     return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, _ = Incoming.of(rest)
-    step, _ = Asked.of(*asked)
+    step, _ = Asked.of(q, *asked)
     return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::sample")
 def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, _ = Asked.of(*asked)
+    step, _ = Asked.of(q, *asked)
     return _empty(output_looks(q, None, source, step)[0], q)
 
 
@@ -172,9 +186,14 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def _bare(*tensors: Any) -> tuple[Any, ...]:
+    """Without their subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
+    return tuple(each if each is None else each.as_subclass(Tensor) for each in tensors)
+
+
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
-    return q.new_empty(0) if tensor is None else tensor
+    return q.new_empty((0,)) if tensor is None else tensor
 
 
 def _empty(look: Look | None, q: Tensor) -> Tensor:
-    return q.new_empty(0) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)
+    return q.new_empty((0,)) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)
