@@ -148,7 +148,10 @@ def sample_with_log_density(
     mode: bool = False,
     temperature: float = 1.0,
 ) -> Sample:
-    """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`."""
+    """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`.
+
+    Of the same draw `normal_sample_kl` gives z bit by bit, and log q(z) to rounding: it is another kernel.
+    """
     way, params, source, step = _sampling(params, noise, latent, seed, mode, temperature, variance)
     z, *_, logprob_q, qvar_max, _ = run_step(way, params, None, source, step)
     return Sample(z if latent is None else latent, logprob_q, qvar_max)
