@@ -49,6 +49,7 @@ ROWS = {
     "torch2.14": Row("3.11", torch="2.14.1", triton="3.8.0", torchvision="0.29.1", careamics="0.2.0"),
     "python3.12": Row("3.12", torch="2.11.0", triton="3.6.0", torchvision="0.26.0", careamics="0.3.5"),
     "python3.13": Row("3.13", torch="2.14.1", triton="3.9.0", torchvision="0.29.1", careamics="0.3.5"),
+    "torch2.15": Row("3.11", torch="2.15.0", triton="3.9.0", torchvision="0.29.2", careamics="0.3.5"),
 }
 CI = ("torch2.13", "torch2.14")
 
@@ -60,7 +61,7 @@ STEP = [
 MODEL = [
     *("block_upstream", "params", "patch", "other_libraries", "patched_model", "careamics_model"),
     *("next_careamics", "backends", "compile", "export"),
-    *("wrappers", "distributed"),
+    *("wrappers", "distributed", "peers"),
 ]
 # What that torch itself cannot do on a CPU: FSDP2, which sums gradients where it should average them, with upstream's
 # blocks too; ONNX of code that asks whether it is exported; and with 2.6 compiled functions beside Triton 3.3.
@@ -141,7 +142,8 @@ def dist(session: nox.Session) -> None:
 def install(session: nox.Session, row: Row) -> None:
     """torch with what it brings, then the pinned set as it is: careamics' own bounds would replace that torch."""
     torches = [f"torch=={row.torch}"] + ([f"torchvision=={row.torchvision}"] if row.torchvision else [])
-    session.install(*torches)
+    # A machine's own constraints, which pip would read from its configuration, are no business of a row's.
+    session.install(*torches, env={"PIP_CONSTRAINT": os.devnull})
     if row.careamics is None:
         session.install("numpy<2.4", "pytest", "pytest-xdist", "scipy", "setuptools>=77", "ninja")
     else:

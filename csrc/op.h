@@ -118,6 +118,7 @@ inline Options options_of(const c10::ivalue::Tuple& step) {
   options.map.twice_beta = 2 * beta;
   options.map.inverse_beta = 1 / beta;
   options.map.floor = (field++)->toDouble();
+  options.variance = with_floor(options.variance, options.map.floor);
   options.temperature = (field++)->toDouble();
   if (const c10::IValue& window = *field++; !window.isNone()) {
     const c10::List<std::int64_t> sides = window.toIntList();

@@ -124,9 +124,7 @@ def _noise_of_seed(seed: Tensor, like: Tensor, shape: Sequence[int], dtype: int)
     return in_memory_order(flat, shape, is_channels_last(like))
 
 
-torch.library.define(
-    "ladder_kernels::noise_of_seed", "(Tensor seed, Tensor like, SymInt[] shape, int dtype) -> Tensor"
-)
+torch.library.define("ladder_kernels::noise_of_seed", "(Tensor seed, Tensor like, SymInt[] shape, int dtype) -> Tensor")
 torch.library.impl("ladder_kernels::noise_of_seed", "CompositeExplicitAutograd", _noise_of_seed)
 torch.library.register_fake("ladder_kernels::noise_of_seed", _noise_of_seed)
 

@@ -187,7 +187,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def _bare(*tensors: Any) -> tuple[Any, ...]:
-    """Without their subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
+    """Without subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
     return tuple(each if each is None else each.as_subclass(Tensor) for each in tensors)
 
 

@@ -100,7 +100,7 @@ Window window_of(const WindowSides& w, const Grid& grid) {
 }
 
 bool is_hot(const Step& step) {
-  return step.draw == Draw::noise && !step.computed_in_double &&
+  return step.draw == Draw::noise && !step.computed_in_double && step.variance != Variance::stable_without_floor &&
          (step.p.data == nullptr || step.p.dtype == step.q.dtype) &&
          (step.source.data == nullptr || step.source.dtype == Dtype::float32);
 }

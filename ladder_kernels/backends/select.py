@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import threading
+import warnings
 from contextlib import ContextDecorator
 from types import ModuleType
 
@@ -130,7 +131,7 @@ def _forced_by_environment() -> str | None:
 
 @functools.cache
 def _find(name: str) -> tuple[ModuleType | None, str | None]:
-    """The backend's module or None, and why it cannot run or None."""
+    """The backend's module or None, and why it cannot run or None. What is there but broken is warned of, once."""
     path = f"ladder_kernels.backends.{name}"
     try:
         module = importlib.import_module(path)
@@ -138,7 +139,11 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         return None, "not part of this version" if error.name == path else str(error)
     except Exception as error:  # whatever a broken library raises is a reason, not the user's problem
-        return None, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"the backend {name!r} of ladder_kernels is there but broken, and is not used: {reason}", stacklevel=2
+    )
+    return None, reason
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 Every backend is a module with these names:
 
 - `NAME`: its public name.
-- `unavailable() -> str | None`: why it cannot run in this process, or None.
+- `unavailable() -> str | None`: why it cannot run in this process, or None. Where something of it is there but broken
+  it raises: then a warning says so.
 - `unsupported(q, p) -> str | None`: why it cannot take these tensors, or None.
 - `forward(q, p, source, step) -> StepOutputs`
 - `backward(q, p, source, step, grads, needs) -> (grad_q, grad_p, grad_latent)`, None where it is not needed; what is

@@ -37,10 +37,18 @@ void with_flag(bool flag, F f) {
   flag ? f(std::true_type{}) : f(std::false_type{});
 }
 
+// with_variance for the kinds that take vectors (`is_hot`).
+template <class F>
+void with_hot_variance(Variance kind, F f) {
+  with_variance(kind, [&](auto known) {
+    if constexpr (decltype(known)::value != Variance::stable_without_floor) f(known);
+  });
+}
+
 // f(path): of a call that takes vectors, without a KL.
 template <class F>
 void with_hot_path_without_kl(const Step& step, F f) {
-  with_variance(step.variance, [&](auto variance) {
+  with_hot_variance(step.variance, [&](auto variance) {
     with_flag(step.seed != nullptr, [&](auto philox) {
       f(HotPath<KL::none, decltype(variance)::value, decltype(philox)::value, false>{});
     });
@@ -51,7 +59,7 @@ void with_hot_path_without_kl(const Step& step, F f) {
 template <class F>
 void with_hot_path(const Step& step, F f) {
   with_flag(step.kl == KL::analytic, [&](auto analytic) {
-    with_variance(step.variance, [&](auto variance) {
+    with_hot_variance(step.variance, [&](auto variance) {
       with_flag(step.seed != nullptr, [&](auto philox) {
         with_flag(step.p.data != nullptr, [&](auto p) {
           constexpr KL kl = decltype(analytic)::value ? KL::analytic : KL::monte_carlo;

@@ -41,7 +41,7 @@ class Variance(NamedTuple):
     @staticmethod
     @functools.cache
     def of(variance: VarianceMap) -> "Variance":
-        has_exponent = variance.kind != "stable" and variance.floor == 0.0
+        has_exponent = variance.floor == 0.0
         has_rest = variance.kind in ("stable", "softplus")
         values = (*variance.fields(), has_exponent, has_rest)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
@@ -102,7 +102,17 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         raw = minimum(raw, raw_max)
     zero = tl.zeros([1, 1], mean.dtype)
     one = tl.full([1, 1], 1.0, mean.dtype)
-    if variance.kind == "stable":
+    if variance.kind == "stable" and variance.has_exponent:
+        below = minimum(raw, 0.0)
+        exponent = 0.5 * below
+        square = one + maximum(raw, 0.0)
+        rest = sqrt(square, FAST)
+        inverse = rsqrt(square, FAST)
+        near, far = _inverse(exponent, FAST)
+        std = exp_with_subnormals(exponent, FAST) * rest
+        log_var = below + log(square, FAST)
+        return Gaussian(mean, std, exponent, rest, near, far, inverse, raw, log_var, inverse * inverse, clamped)
+    elif variance.kind == "stable":
         exponential = exp(minimum(raw, 0.0), FAST)
         var = exponential + maximum(raw, 0.0) + variance.floor
         std = sqrt(var, FAST)
