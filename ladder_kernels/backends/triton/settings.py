@@ -114,13 +114,13 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
         channels_inner=plan.channels_inner,
         step=Launcher(
             forward_kernel,
-            _programs(plan, plan.forward),
+            plan.forward.grid(),
             (arguments[0], _window(step, shape), _temperature(step), arguments[1]),
             {"KL": step.kl, **tile_constants(step, plan, plan.forward, dtype)},
         ),
         reduction=Launcher(
             reduce_kernel,
-            batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0),
+            (batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0), 1, 1),
             arguments,
             {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
         ),
@@ -138,7 +138,7 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
         z=_new(latent_shape(q), plan.latent_strides, q.dtype, device),
         step=Launcher(
             sample_kernel,
-            _programs(plan, tiles),
+            tiles.grid(),
             (_layout(plan, tiles), _temperature(step), Variance.of(step.variance)),
             tile_constants(step, plan, tiles, compute_dtype(q, source)),
         ),
@@ -179,7 +179,7 @@ def backward(
         channels_inner=plan.channels_inner,
         step=Launcher(
             backward_kernel,
-            _programs(plan, tiles) // (shape[0] if shared_p else 1),
+            tiles.grid(),
             (_layout(plan, tiles), _window(step, shape), _temperature(step), Variance.of(step.variance)),
             {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, dtype)},
         ),
@@ -219,11 +219,8 @@ def _plan(q: Look, p: Look | None, source: Look | None, step: Step) -> Plan:
 
 
 def _layout(plan: Plan, tiles: Tiles) -> Layout:
-    return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks)
-
-
-def _programs(plan: Plan, tiles: Tiles) -> int:
-    return plan.sizes[0] * tiles.row_blocks * tiles.column_blocks
+    first_axis = tl.constexpr(tiles.first_axis())
+    return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks, first_axis)
 
 
 def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Layout(NamedTuple):
     tiles: Any  # of a program
     row_blocks: Any
     column_blocks: Any
+    first_axis: Any  # of the grid: which of column blocks, row blocks and batch it is
 
 
 class Program(NamedTuple):
@@ -53,11 +54,13 @@ class Place(NamedTuple):
 
 @triton.jit
 def this_program(layout):
-    """Grid: column blocks x row blocks x batch."""
-    program = tl.program_id(0)
-    column_block = program % layout.column_blocks
-    row_block = (program // layout.column_blocks) % layout.row_blocks
-    return Program((program // (layout.column_blocks * layout.row_blocks)).to(tl.int64), row_block, column_block)
+    """Grid: column blocks x row blocks x batch, `first_axis` of them in the first's place. One dim would have to be
+    divided, at the cost of seven instructions a latent where a program has one tile."""
+    FIRST: tl.constexpr = layout.first_axis
+    column_block = tl.program_id(FIRST)
+    row_block = tl.program_id(0 if FIRST == 1 else 1)
+    sample = tl.program_id(0 if FIRST == 2 else 2)
+    return Program(sample.to(tl.int64), row_block, column_block)
 
 
 @triton.jit
