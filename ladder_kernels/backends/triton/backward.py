@@ -48,6 +48,7 @@ def backward_kernel(
     KL: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
     MASKED: tl.constexpr,
     WIDE: tl.constexpr,
     SHARED_P: tl.constexpr,
@@ -77,7 +78,9 @@ def backward_kernel(
         place = place_tile(layout, sample, row_tile, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS)
         mask = in_latent(place) if MASKED else None
         of_q = load_gaussian(q, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
-        drawn_from = load_source(source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, COMPUTE, FAST)
+        drawn_from = load_source(
+            source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, VECTOR, COMPUTE, FAST
+        )
         latent = draw_latent(of_q, drawn_from, temperature, DRAW)
         grad_z = None
         grad_kl = None

@@ -34,6 +34,7 @@ def forward_kernel(
     KL: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
     MASKED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -58,7 +59,9 @@ def forward_kernel(
         place = place_tile(layout, program.sample, row_tile, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS)
         mask = in_latent(place) if MASKED else None
         of_q = load_gaussian(q, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
-        drawn_from = load_source(source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, COMPUTE, FAST)
+        drawn_from = load_source(
+            source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, VECTOR, COMPUTE, FAST
+        )
         latent = draw_latent(of_q, drawn_from, temperature, DRAW)
         if z is not None:
             store_latent(z, latent.z, place, mask)
@@ -97,12 +100,11 @@ def forward_kernel(
         flat_column = widened(program.column_block, WIDE) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
         column_sums = partial.over_rows + (program.row_block * batch + program.sample) * columns
         tl.store(column_sums + flat_column, over_rows, mask=flat_column < columns)
-        if window is not None and not CHANNELS_INNER:
-            over_window = tl.sum(tl.where(inside(flat_column, window), over_rows, 0.0))
-        else:
-            over_window = tl.sum(restricted)
         tl.store(partial.two_kl + scalar, tl.sum(over_rows))
-        tl.store(partial.restricted + scalar, over_window)
+        if window is not None:
+            if not CHANNELS_INNER:
+                restricted = tl.where(inside(flat_column, window), over_rows, 0.0)
+            tl.store(partial.restricted + scalar, tl.sum(restricted))
 
 
 @triton.jit
@@ -120,5 +122,4 @@ def sum_of_rows(x):
 @triton.jit
 def nan_max(x):
     """Largest element of a tile; NaN if there is one."""
-    has_nan = tl.max((x != x).to(tl.int32)) > 0
-    return tl.where(has_nan, float("nan"), tl.max(x))
+    return tl.reduce(x, None, maximum)

@@ -45,27 +45,38 @@ def _box_muller(word1, word2, COMPUTE: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
+def _four_normals(group, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
+    """The normals of a counter (rows, groups) as (rows, groups, 2, 2): joined on new trailing dims, so that the four
+    stay in one thread."""
+    w0, w1, w2, w3 = philox4x32(group, seed)
+    n0, n1 = _box_muller(w0, w1, COMPUTE, FAST)
+    n2, n3 = _box_muller(w2, w3, COMPUTE, FAST)
+    return tl.join(tl.join(n0, n2), tl.join(n1, n3))
+
+
+@triton.jit
 def normal_tile(
     seed,
     row_start,
     first_column,
     COLUMNS: tl.constexpr,
     ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE: tl.constexpr,
     FAST: tl.constexpr,
 ):
     """Normals (rows, COLUMNS) of the elements row_start (rows, 1; int64) + first_column + column.
 
     ALIGNED: every row starts at a multiple of four, so that four columns share a counter. Otherwise each element
-    makes its own counter's words and keeps one lane.
+    makes its own counter's words and keeps one lane. A thread gets VECTOR columns, 4 or 8: as many as it loads.
     """
     if ALIGNED:
-        column = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-        w0, w1, w2, w3 = philox4x32((row_start + column) >> 2, seed)
-        n0, n1 = _box_muller(w0, w1, COMPUTE, FAST)
-        n2, n3 = _box_muller(w2, w3, COMPUTE, FAST)
-        # Joined on new trailing dims, so that the four stay in one thread and the tile contiguous.
-        return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), [row_start.shape[0], COLUMNS])
+        element = row_start + first_column + VECTOR * tl.arange(0, COLUMNS // VECTOR)[None, :]
+        normals = _four_normals(element >> 2, seed, COMPUTE, FAST)
+        if VECTOR == 8:
+            more = _four_normals((element >> 2) + 1, seed, COMPUTE, FAST)
+            normals = tl.permute(tl.join(normals, more), (0, 1, 4, 2, 3))
+        return tl.reshape(normals, [row_start.shape[0], COLUMNS])
     else:
         element = row_start + first_column + tl.arange(0, COLUMNS)[None, :]
         w0, w1, w2, w3 = philox4x32(element >> 2, seed)

@@ -7,7 +7,7 @@ Strides = tuple[int, ...]
 
 # Columns of a tile: one warp's eight elements a thread (two 128-bit accesses in float32, one in 16 bit), which
 # keeps a row's sum inside a warp. At least 16, so that tiny latents still fill vectors of four.
-MAX_COLUMNS, MIN_COLUMNS = 256, 16
+MAX_COLUMNS, MIN_COLUMNS = 128, 16
 # Elements of a tile: eight a thread with 128 threads; more spills, fewer pays the tile's addresses more often.
 TILE = 1024
 ELEMENTS_PER_THREAD = 8

@@ -25,6 +25,7 @@ def sample_kernel(
     DRAW: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
     MASKED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -41,5 +42,7 @@ def sample_kernel(
         place = place_tile(layout, program.sample, row_tile, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS)
         mask = in_latent(place) if MASKED else None
         of_q = load_gaussian(q, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
-        drawn_from = load_source(source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, COMPUTE, FAST)
+        drawn_from = load_source(
+            source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, VECTOR, COMPUTE, FAST
+        )
         store_latent(z, draw_latent(of_q, drawn_from, temperature, DRAW).z, place, mask)

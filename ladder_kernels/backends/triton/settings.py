@@ -116,7 +116,7 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
             forward_kernel,
             plan.forward.grid(),
             (arguments[0], _window(step, shape), _temperature(step), arguments[1]),
-            {"KL": step.kl, **tile_constants(step, plan, plan.forward, dtype)},
+            {"KL": step.kl, **tile_constants(step, plan, plan.forward, q, dtype)},
         ),
         reduction=Launcher(
             reduce_kernel,
@@ -140,7 +140,7 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
             sample_kernel,
             tiles.grid(),
             (_layout(plan, tiles), _temperature(step), Variance.of(step.variance)),
-            tile_constants(step, plan, tiles, compute_dtype(q, source)),
+            tile_constants(step, plan, tiles, q, compute_dtype(q, source)),
         ),
     )
 
@@ -181,7 +181,7 @@ def backward(
             backward_kernel,
             tiles.grid(),
             (_layout(plan, tiles), _window(step, shape), _temperature(step), Variance.of(step.variance)),
-            {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, dtype)},
+            {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, q, dtype)},
         ),
     )
 
@@ -223,12 +223,14 @@ def _layout(plan: Plan, tiles: Tiles) -> Layout:
     return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks, first_axis)
 
 
-def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
+def tile_constants(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype) -> dict[str, Any]:
     """The compile-time arguments that all three tile kernels share, and the launch options."""
     return {
         "DRAW": step.draw,
         "CHANNELS_INNER": plan.channels_inner,
         "ALIGNED": plan.aligned,
+        # Columns that a thread loads at once, 16 bytes, but whole counters.
+        "VECTOR": max(4, 16 // q.dtype.itemsize),
         "MASKED": tiles.masked,
         "WIDE": plan.wide,
         "BLOCK_ROWS": tiles.block_rows,

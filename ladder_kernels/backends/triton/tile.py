@@ -151,6 +151,7 @@ def load_source(
     DRAW: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
     COMPUTE: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -158,7 +159,8 @@ def load_source(
     if DRAW == "mode":
         return tl.zeros([1, 1], COMPUTE)
     elif DRAW == "seed":
-        return normal_tile(seed, place.latent_row, place.first_column, place.column.shape[1], ALIGNED, COMPUTE, FAST)
+        COLUMNS: tl.constexpr = place.column.shape[1]
+        return normal_tile(seed, place.latent_row, place.first_column, COLUMNS, ALIGNED, VECTOR, COMPUTE, FAST)
     else:
         return load_tile(_pointers(source, place, space, CHANNELS_INNER), mask, COMPUTE)
 
