@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ladder_kernels.backends.triton.formulas import draw_latent, standard_normal, step_gradients
 from ladder_kernels.backends.triton.tile import (
+    dense_pointers,
     in_latent,
     inside,
     load_gaussian,
@@ -86,7 +87,7 @@ def backward_kernel(
         grad_kl = None
         grad_log_q = None
         if incoming.z is not None:
-            grad_z = load_tile(incoming.z + (place.latent_row + place.column), mask, COMPUTE)
+            grad_z = load_tile(dense_pointers(incoming.z, place), mask, COMPUTE)
         if incoming.log_q is not None:
             grad_log_q = _of_sample(incoming.log_q, sample, COMPUTE)
         of_p = standard_normal(COMPUTE)
@@ -135,5 +136,5 @@ def _grad_kl(incoming, place, window, mask, CHANNELS_INNER: tl.constexpr, MASKED
         row_mask = place.row < place.rows if MASKED else None
         grad += load_tile(incoming.over_columns + place.sample * place.rows + place.row, row_mask, COMPUTE)
     if incoming.elementwise is not None:
-        grad += load_tile(incoming.elementwise + (place.latent_row + place.column), mask, COMPUTE)
+        grad += load_tile(dense_pointers(incoming.elementwise, place), mask, COMPUTE)
     return grad

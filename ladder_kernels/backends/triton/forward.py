@@ -49,7 +49,10 @@ def forward_kernel(
     partial = locate(partials, layout)
     row_sums = partial.over_columns + (program.column_block * batch + program.sample) * rows
     kl_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
-    log_q_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS // 4], COMPUTE)
+    # Four columns of a thread at once: a quarter of the registers, and it needs no column of its own. If rows start
+    # anywhere, lanes have single columns.
+    TOGETHER: tl.constexpr = 4 if ALIGNED else 1
+    log_q_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS // TOGETHER], COMPUTE)
     largest_raw = tl.full([BLOCK_ROWS, BLOCK_COLUMNS], float("-inf"), COMPUTE)
     restricted = tl.zeros([BLOCK_ROWS], COMPUTE)
     seed = tl.load(source.data) if DRAW == "seed" else 0
@@ -79,7 +82,7 @@ def forward_kernel(
             if kl_elementwise is not None:
                 store_latent(kl_elementwise, 0.5 * two_kl, place, mask)
             kl_sum += two_kl
-            over_columns = tl.sum(two_kl, 1)
+            over_columns = tl.sum(two_kl, 1) if ALIGNED else sum_of_rows(tl.trans(two_kl))
             flat_row = widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
             tl.store(row_sums + flat_row, over_columns, mask=flat_row < rows)
             if window is not None and CHANNELS_INNER:
@@ -88,15 +91,14 @@ def forward_kernel(
         if MASKED:
             minus_two_log_q = tl.where(mask, minus_two_log_q, 0.0)
             raw = tl.where(mask, raw, float("-inf"))
-        # Four columns of a thread at once: a quarter of the registers, and it needs no column of its own.
-        log_q_sum += tl.sum(tl.reshape(minus_two_log_q, [BLOCK_ROWS, BLOCK_COLUMNS // 4, 4]), 2)
+        log_q_sum += tl.sum(tl.reshape(minus_two_log_q, [BLOCK_ROWS, BLOCK_COLUMNS // TOGETHER, TOGETHER]), 2)
         largest_raw = maximum(largest_raw, raw)
 
     scalar = (program.sample * row_blocks + program.row_block) * column_blocks + program.column_block
     tl.store(partial.minus_two_log_q + scalar, tl.sum(log_q_sum))
     tl.store(partial.largest_raw + scalar, nan_max(largest_raw))
     if KL != "none":
-        over_rows = sum_of_rows(kl_sum)
+        over_rows = sum_of_rows(kl_sum) if ALIGNED else tl.sum(kl_sum, 0)
         flat_column = widened(program.column_block, WIDE) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
         column_sums = partial.over_rows + (program.row_block * batch + program.sample) * columns
         tl.store(column_sums + flat_column, over_rows, mask=flat_column < columns)

@@ -49,7 +49,7 @@ class Place(NamedTuple):
     first_column: Any
     rows: Any  # of the whole latent
     columns: Any
-    latent_row: Any  # (ROWS, 1), int64: where the rows begin in a dense latent
+    start: Any  # int64: where the sample begins in a dense latent
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def place_tile(
     row = (widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
     column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
-    return Place(sample, row, column, first_column, rows, columns, (sample * rows + row) * columns)
+    return Place(sample, row, column, first_column, rows, columns, sample * rows * columns)
 
 
 @triton.jit
@@ -112,6 +112,12 @@ def _pointers(tensor, place, space, CHANNELS_INNER: tl.constexpr):
         plane = position // space[1]
         inner = (plane // space[0]) * strides[2] + (plane % space[0]) * strides[3]
         return base + (channel * strides[1] + inner + (position % space[1]) * strides[4])
+
+
+@triton.jit
+def dense_pointers(base, place):
+    """Pointers (ROWS, COLUMNS) into a dense latent in q's layout."""
+    return base + place.start + (place.row * place.columns + place.column)
 
 
 @triton.jit
@@ -159,8 +165,8 @@ def load_source(
     if DRAW == "mode":
         return tl.zeros([1, 1], COMPUTE)
     elif DRAW == "seed":
-        COLUMNS: tl.constexpr = place.column.shape[1]
-        return normal_tile(seed, place.latent_row, place.first_column, COLUMNS, ALIGNED, VECTOR, COMPUTE, FAST)
+        row_start = place.row * place.columns + place.first_column
+        return normal_tile(seed, place.start, row_start, place.column.shape[1], ALIGNED, VECTOR, COMPUTE, FAST)
     else:
         return load_tile(_pointers(source, place, space, CHANNELS_INNER), mask, COMPUTE)
 
@@ -168,7 +174,7 @@ def load_source(
 @triton.jit
 def store_latent(base, value, place, mask):
     """Into a dense latent in q's layout."""
-    tl.store(base + (place.latent_row + place.column), value.to(base.dtype.element_ty), mask=mask)
+    tl.store(dense_pointers(base, place), value.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
