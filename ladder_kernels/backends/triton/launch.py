@@ -21,7 +21,9 @@ class Launcher:
     Triton for nothing but the launch, a tenth of the time.
     """
 
-    def __init__(self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: dict[str, Any]
+    ) -> None:
         self.kernel, self.grid = kernel, grid
         self.arguments, self.constants = arguments, constants
         self.compiled: tuple[Any, tuple[Any, ...]] | None = None

@@ -46,7 +46,7 @@ def _joined(n0, n1, n2, n3):
 
 
 @triton.jit
-def _pairs(group, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
+def _four_normals(group, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
     """The four normals of a counter."""
     w0, w1, w2, w3 = philox4x32(group, seed)
     n0, n1 = _box_muller(w0, w1, COMPUTE, FAST)
@@ -74,29 +74,22 @@ def _eight_normals(element, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def normal_tile(
-    seed,
-    start,
-    row_start,
-    COLUMNS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    VECTOR: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """Normals (rows, COLUMNS) of the elements start (int64) + row_start (rows, 1) + column.
+def normal_tile(seed, start, row_start, mode):
+    """Normals of a tile, of the elements start (int64) + row_start (rows, 1) + column.
 
-    ALIGNED: every row starts at a multiple of four. A thread then gets VECTOR columns, 4 or 8: as many as it loads.
+    Where rows start at multiples of four a thread gets as many columns as it loads, 4 or 8.
     """
-    if not ALIGNED:
-        element = start + (row_start + 8 * tl.arange(0, COLUMNS // 8)[None, :])
-        first, second = _eight_normals(element, seed, COMPUTE, FAST)
+    OCTETS: tl.constexpr = mode.block_columns // 8
+    GROUPS: tl.constexpr = mode.block_columns // mode.vector
+    if not mode.aligned:
+        element = start + (row_start + 8 * tl.arange(0, OCTETS)[None, :])
+        first, second = _eight_normals(element, seed, mode.compute, mode.fast)
         normals = tl.permute(tl.join(first, second), (0, 1, 4, 2, 3))
     else:
-        group = (start + (row_start + VECTOR * tl.arange(0, COLUMNS // VECTOR)[None, :])) >> 2
-        n0, n1, n2, n3 = _pairs(group, seed, COMPUTE, FAST)
+        group = (start + (row_start + mode.vector * tl.arange(0, GROUPS)[None, :])) >> 2
+        n0, n1, n2, n3 = _four_normals(group, seed, mode.compute, mode.fast)
         normals = _joined(n0, n1, n2, n3)
-        if VECTOR == 8:
-            m0, m1, m2, m3 = _pairs(group + 1, seed, COMPUTE, FAST)
+        if mode.vector == 8:
+            m0, m1, m2, m3 = _four_normals(group + 1, seed, mode.compute, mode.fast)
             normals = tl.permute(tl.join(normals, _joined(m0, m1, m2, m3)), (0, 1, 4, 2, 3))
-    return tl.reshape(normals, [row_start.shape[0], COLUMNS])
+    return tl.reshape(normals, [mode.block_rows, mode.block_columns])

@@ -17,6 +17,7 @@ from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
 from ladder_kernels.backends.triton.forward import forward_kernel
 from ladder_kernels.backends.triton.launch import Launcher
+from ladder_kernels.backends.triton.mode import Mode
 from ladder_kernels.backends.triton.partials import number_of_partials
 from ladder_kernels.backends.triton.plan import Plan, Strides, Tiles, make_plan
 from ladder_kernels.backends.triton.reduce import reduce_kernel
@@ -95,7 +96,7 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
     def sums(*sizes: int) -> New:
         return _new(sizes, torch.empty(sizes, device="meta").stride(), dtype, device)
 
-    arguments = (_layout(plan, plan.forward), Variance.of(step.variance))
+    layout, variance = _layout(plan, plan.forward), Variance.of(step.variance)
     return ForwardSettings(
         plan.q_strides,
         plan.p_strides,
@@ -115,13 +116,13 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
         step=Launcher(
             forward_kernel,
             plan.forward.grid(),
-            (arguments[0], _window(step, shape), _temperature(step), arguments[1]),
-            {"KL": step.kl, **tile_constants(step, plan, plan.forward, q, dtype)},
+            (layout, _window(step, shape), _temperature(step), variance, tile_mode(step, plan, plan.forward, q, dtype)),
+            _launch_options(plan.forward),
         ),
         reduction=Launcher(
             reduce_kernel,
             (batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0), 1, 1),
-            arguments,
+            (layout, variance),
             {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
         ),
     )
@@ -139,8 +140,13 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
         step=Launcher(
             sample_kernel,
             tiles.grid(),
-            (_layout(plan, tiles), _temperature(step), Variance.of(step.variance)),
-            tile_constants(step, plan, tiles, q, compute_dtype(q, source)),
+            (
+                _layout(plan, tiles),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, compute_dtype(q, source)),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -180,8 +186,14 @@ def backward(
         step=Launcher(
             backward_kernel,
             tiles.grid(),
-            (_layout(plan, tiles), _window(step, shape), _temperature(step), Variance.of(step.variance)),
-            {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, q, dtype)},
+            (
+                _layout(plan, tiles),
+                _window(step, shape),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, dtype, shared_p),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -219,27 +231,30 @@ def _plan(q: Look, p: Look | None, source: Look | None, step: Step) -> Plan:
 
 
 def _layout(plan: Plan, tiles: Tiles) -> Layout:
-    first_axis = tl.constexpr(tiles.first_axis())
-    return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks, first_axis)
+    return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks)
 
 
-def tile_constants(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype) -> dict[str, Any]:
-    """The compile-time arguments that all three tile kernels share, and the launch options."""
-    return {
-        "DRAW": step.draw,
-        "CHANNELS_INNER": plan.channels_inner,
-        "ALIGNED": plan.aligned,
-        # Columns that a thread loads at once, 16 bytes, but whole counters.
-        "VECTOR": max(4, 16 // q.dtype.itemsize),
-        "MASKED": tiles.masked,
-        "WIDE": plan.wide,
-        "BLOCK_ROWS": tiles.block_rows,
-        "BLOCK_COLUMNS": tiles.block_columns,
-        "COMPUTE": _TRITON_DTYPE[dtype],
-        "FAST": dtype == torch.float32 and NVIDIA and not INTERPRETED,
-        "num_warps": tiles.warps(WARP_SIZE),
-        **FUSED,
-    }
+def tile_mode(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype, shared_p: bool = False) -> Mode:
+    return Mode.of(
+        draw=step.draw,
+        kl=step.kl,
+        channels_inner=plan.channels_inner,
+        aligned=plan.aligned,
+        # 16 bytes, but whole counters of Philox.
+        vector=max(4, 16 // q.dtype.itemsize),
+        masked=tiles.masked,
+        wide=plan.wide,
+        shared_p=shared_p,
+        first_axis=tiles.first_axis(),
+        block_rows=tiles.block_rows,
+        block_columns=tiles.block_columns,
+        compute=_TRITON_DTYPE[dtype],
+        fast=dtype == torch.float32 and NVIDIA and not INTERPRETED,
+    )
+
+
+def _launch_options(tiles: Tiles) -> dict[str, Any]:
+    return {"num_warps": tiles.warps(WARP_SIZE), **FUSED}
 
 
 def _window(step: Step, shape: tuple[int, ...]) -> tuple[int, ...] | None:
