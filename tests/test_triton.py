@@ -84,9 +84,10 @@ def test_no_layout_is_copied(launches, layout):
 def test_the_fast_dimension_is_the_contiguous_one(launches, layout):
     q = packed((2, 5, 6, 7)).contiguous(memory_format=layout)
     normal_sample(q, seed=1)
-    _, args, kwargs = launches[0]
-    assert kwargs["CHANNELS_INNER"] == (layout == torch.channels_last)
-    assert args[3].sizes == ((2, 42, 5) if kwargs["CHANNELS_INNER"] else (2, 5, 42))
+    _, args, _ = launches[0]
+    channels_inner = args[-1].channels_inner.value
+    assert channels_inner == (layout == torch.channels_last)
+    assert args[3].sizes == ((2, 42, 5) if channels_inner else (2, 5, 42))
 
 
 @pytest.mark.parametrize(("tile", "columns", "full_grid"), [(64, 16, 1), (128, 32, 4), (4096, 512, 10**6)])
@@ -168,8 +169,8 @@ def fast(monkeypatch):
     if not settings.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = settings.tile_constants
-    monkeypatch.setattr(settings, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    original = settings.tile_mode
+    monkeypatch.setattr(settings, "tile_mode", lambda *args: original(*args)._replace(fast=tl.constexpr(True)))
     settings.forget()
 
 
