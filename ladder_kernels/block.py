@@ -52,6 +52,9 @@ class NormalStochasticBlock(Stages):
         Raise upstream's ValueError for invalid parameters, at the cost of one host synchronisation per call.
     """
 
+    # Of a patched block its own version of upstream decides.
+    _crops_each_dim = False
+
     def __init__(
         self,
         c_in: int,
@@ -268,9 +271,9 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes or q.shape[-1] % 2 == 0:
+        if allow_oddsizes or self.allow_oddsizes:
             return q
-        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
+        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:], self._crops_each_dim))
 
     def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
         return parameter_pair(packed, self._variance(var_clip_max))

@@ -139,9 +139,12 @@ def _patch(module: Any, block_options: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _fused(original: type) -> type:
+def _fused(original: Any) -> type:
     """The class of patched instances of `original`: our methods, while `isinstance` still finds the original."""
-    fused = type(original.__name__, (NormalStochasticBlock, original), {_ORIGINAL_CLASS: original})
+    # With the argument, CAREamics until 0.3, an odd width made height and width even; without it each is by itself.
+    crops_each_dim = "allow_oddsizes" not in _named_parameters(original.process_q_params)
+    own = {_ORIGINAL_CLASS: original, "_crops_each_dim": crops_each_dim}
+    fused = type(original.__name__, (NormalStochasticBlock, original), own)
     copyreg.pickle(fused, _reduce)
     return fused
 
