@@ -9,12 +9,12 @@ latent are kept for backward: nothing else of the latent's size.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
-from ladder_kernels.backends.select import load, serving
+from ladder_kernels.backends.select import PLAIN, load, serving
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
 from ladder_kernels.geometry import in_memory_order, latent_shape
 from ladder_kernels.noise import default_draw, draw_source, noise_of_seed
@@ -129,10 +129,7 @@ def _is_recorded(tensors: Tensors) -> bool:
     """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(type(tensor) not in _PLAIN for tensor in tensors)
-
-
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+    return any(type(tensor) not in PLAIN for tensor in tensors)
 
 
 def _is_batched(grad: Tensor | None) -> bool:

@@ -223,7 +223,7 @@ def _temperature(step: Step) -> tuple[float, float] | None:
     """The temperature as two float32 summands."""
     if step.temperature == 1.0:
         return None
-    rounded = torch.tensor(step.temperature, dtype=torch.float32).item()
+    rounded = torch.tensor(step.temperature, dtype=torch.float32, device="cpu").item()
     return rounded, step.temperature - rounded
 
 
