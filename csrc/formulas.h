@@ -18,6 +18,8 @@ enum class Draw { noise, latent, mode };
 // Which divergence is computed or differentiated.
 enum class KL { none, monte_carlo, analytic };
 
+constexpr double half_log_two_pi = 0.918938533204672742;
+
 // How a raw value r becomes a variance v or a std s.
 enum class Variance {
   stable,    // v = exp(r) up to 0 and 1 + r above, plus the floor

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 
-#include "../formulas.h"
 #include "../latent.h"
 
 namespace ladder_kernels::cpu {
@@ -58,8 +57,9 @@ struct Backward {
   // (batch, positions) or null; of log q (batch,).
   const double *by_channel, *by_position, *log_q;
   StepGradients<View> grads;
-  // Instead of p's views where p has batch 1: its gradients (1, C, *S) summed over the batch, in z's memory order.
-  double *p_mean_total, *p_raw_total;
+  // Instead of p's views where p has batch 1: its gradients (1, C, *S), summed over the batch.
+  View p_mean_total, p_raw_total;
+  bool shared_p;
 };
 
 // Each works on units [begin, end) of the grid in the calling thread, and wants `scratch_size` bytes to do it.
@@ -75,5 +75,23 @@ struct Kernels {
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 extern const Kernels baseline_kernels;
+
+// ---- From a `LadderStep` to a plan, and from plans to the kernels of this CPU.
+
+Grid grid_of(const LadderStep& step);
+
+std::int64_t units_per_sample(const Grid& grid);
+
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source);
+
+// A latent-shaped tensor (B, C, *S).
+View view_of(const void* data, const LadderTensor& tensor, const Grid& grid);
+
+// Half 0, means, or half 1, raw values, of packed parameters.
+View half_view(const void* data, const LadderTensor& packed, int half, const Grid& grid);
+
+// The first `units` units, on so many threads. Returns 0 or a code.
+int run(const Forward& call, std::int64_t units, LadderQueue threads);
+int run(const Backward& call, std::int64_t units, LadderQueue threads);
 
 }  // namespace ladder_kernels::cpu

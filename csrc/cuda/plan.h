@@ -107,7 +107,7 @@ LADDER_FN std::int64_t partials_size(const Grid& grid, const Tiles& tiles) {
 
 // Where the sums go, each contiguous and in the compute dtype; null where there is none.
 struct Sums {
-  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *qvar_max;
+  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *logvar_max;
 };
 
 struct Backward {

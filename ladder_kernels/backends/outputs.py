@@ -95,6 +95,21 @@ def gradient_looks(
     )
 
 
+def flowing(
+    step: Step, p: Look | None, source: Look | None, *, to_z: bool, to_kl: bool, to_log_q: bool
+) -> tuple[Step, Look | None, Look | None]:
+    """The part of the step that gradients flow through, if they arrive at these outputs: the rest is not read.
+
+    A term whose incoming gradient is absent does not exist: 0 times an infinity or a NaN would be a NaN.
+    """
+    if not to_kl:
+        step, p = step._replace(kl="none"), None
+    eps_used = to_log_q if step.draw == "latent" else to_z
+    if not eps_used and step.kl != "monte_carlo":
+        step, source = step._replace(draw="mode"), None
+    return step, p, source
+
+
 def new(look: Look, device: torch.device) -> New:
     # `torch.empty` takes twice the time, to find out strides.
     return functools.partial(torch.empty_strided, look.shape, look.strides, dtype=look.dtype, device=device)

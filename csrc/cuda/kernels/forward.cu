@@ -184,7 +184,7 @@ __device__ __forceinline__ void finish_maximum(const Forward& call, const Sums& 
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   const T largest = total(Partials<T>(call).largest_raw, count, lowest, NanMax{});
   if (threadIdx.x > 0) return;
-  *static_cast<T*>(out.qvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
+  *static_cast<T*>(out.logvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
 }
 
 __host__ __device__ constexpr std::int64_t blocks_of(std::int64_t size) {
