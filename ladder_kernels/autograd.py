@@ -60,16 +60,26 @@ class NormalStep(torch.autograd.Function):
         ctx.step, ctx.backend = step, backend
         ctx.set_materialize_grads(False)
         outputs = _call(_functions(backend, q, p, source), q, p, source, step, only_z)
-        constant = [outputs.logvar_max]
-        if not (q.requires_grad or (step.draw == "latent" and source is not None and source.requires_grad)):
-            constant += [outputs.z, outputs.logprob_q]  # they know nothing of p
-        ctx.mark_non_differentiable(*[out for out in constant if out is not None])
+        ctx.mark_non_differentiable(*_constants(outputs, q, p, source, step))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensors:
         found = _gradients(ctx.saved_tensors, ctx.step, ctx.backend, StepGrads(*grads), ctx.needs_input_grad[:3])
         return (*found, None, None, None)
+
+
+def _constants(
+    outputs: StepOutputs, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step
+) -> list[Tensor]:
+    """The outputs that know nothing of what needs a gradient: they have none, as in plain PyTorch."""
+    q_needs, p_needs, z_needs = (x is not None and x.requires_grad for x in (q, p, source))
+    found = [outputs.logvar_max]
+    if not (q_needs or z_needs):
+        found += [outputs.z, outputs.logprob_q]
+    if not (q_needs or p_needs or (z_needs and step.kl == "monte_carlo")):
+        found += [*outputs[1:5], outputs.kl_elementwise]
+    return [out for out in found if out is not None]
 
 
 def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, needs: tuple[bool, bool, bool]) -> Tensors:

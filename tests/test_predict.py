@@ -19,7 +19,7 @@ from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood
 from torch import Tensor, nn
 
-from ladder_kernels import autograd, patch_model, predict_mmse, use_backend
+from ladder_kernels import noise, patch_model, predict_mmse, use_backend
 from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
 from tests.careamics_models import HDN, TILES, Setup
 
@@ -76,7 +76,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         calls = itertools.count()
         starts = list(itertools.accumulate(samples_at_a_time, initial=0))
 
-        def draw(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> Tensor:
+        def draw(shape: tuple[int, ...], dtype: torch.dtype, *_: Any) -> Tensor:
             turn, level = divmod(next(calls), LEVELS)
             one = (shape[0] // samples_at_a_time[turn], *shape[1:])
             generators = (
@@ -84,9 +84,9 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             )
             return torch.cat([torch.randn(one, dtype=dtype, generator=generator) for generator in generators])
 
-        monkeypatch.setattr(autograd, "draw_noise", draw)
+        monkeypatch.setattr(noise, "draw_noise", draw)
 
-    with use_backend("torch"):  # a native one draws by itself
+    with use_backend("torch"):  # whose noise is torch's wherever it runs
         yield install
 
 
@@ -269,7 +269,7 @@ def test_a_float64_model_has_float64_moments() -> None:
 def test_threads_share_a_model_in_training_mode() -> None:
     model, x = build(), inputs_of()
     before, statistics = state_of(model), copy.deepcopy(model.state_dict())
-    expected = mmse(model, x, 1)[0]
+    expected, spread = mmse(model, x, 16)
     together, found = threading.Barrier(4), {}
 
     def predict(thread: int, samples: int) -> None:
@@ -284,7 +284,7 @@ def test_threads_share_a_model_in_training_mode() -> None:
     assert len(found) == 4
     assert state_of(model) == before
     torch.testing.assert_close(dict(model.state_dict()), dict(statistics), rtol=0, atol=0)
-    assert all((mean - expected).abs().mean() < 0.5 * expected.abs().mean() for mean, _ in found.values())
+    assert all((mean - expected).abs().mean() < spread.mean() for mean, _ in found.values())
 
 
 def test_a_prediction_inside_of_another_leaves_the_modes_alone() -> None:
