@@ -15,6 +15,7 @@ from torch import nn
 
 from ladder_kernels.block import NormalStochasticBlock
 from ladder_kernels.overrides import STAGES
+from ladder_kernels.predict import SharedBottomUp, draws_samples
 
 UPSTREAM_NAME = "NormalStochasticBlock"
 _ATTRIBUTES = (
@@ -72,6 +73,8 @@ class PatchReport(_Names):
 
     rng: str | None = None
     """The option that `patch_model` was given."""
+    predictors: tuple[str, ...] = ()
+    """Names of Lightning modules whose predictions of one input now share the bottom-up pass."""
 
     def __str__(self) -> str:
         from ladder_kernels import info  # which imports this package
@@ -79,6 +82,7 @@ class PatchReport(_Names):
         lines = [f"{len(self.patched)} stochastic blocks run fused"]
         lines += [f"  {name}" for name in self.patched]
         lines += [f"  {name}: left as it is, {reason}" for name, reason in self.skipped.items()]
+        lines += [f"predictions of {name or 'the model'} share one bottom-up pass" for name in self.predictors]
         lines += [f"{tensors}: {serves}" for tensors, serves in info.defaults(self.rng).items()]
         lines.append(", ".join(f"{name} {version}" for name, version in info.versions().items() if version))
         return "\n".join(lines)
@@ -88,14 +92,20 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
     """Let every `NormalStochasticBlock` of CAREamics in `model` (or `model` itself) run fused.
 
     `block_options` are those of `NormalStochasticBlock.set_options`: `allow_oddsizes`, `rng`, `validate_args`.
-    Calling it again sets the options anew. Other instances of the model's class are not touched, nor are blocks of
-    ours that were there before. A patched block is still an instance of its own class. Raises ValueError or TypeError
-    for a wrong option, before anything is changed.
+    A Lightning module of CAREamics that draws `n_samples` predictions of an input (the version after 0.3) then draws
+    them from one bottom-up pass. Calling it again sets the options anew. Other instances of the model's class are not
+    touched, nor are blocks of ours that were there before. What is patched is still an instance of its own class.
+    Raises ValueError or TypeError for a wrong option, before anything is changed.
     """
     NormalStochasticBlock.check_options(**block_options)
-    patched, skipped = [], {}
+    patched, skipped, predictors = [], {}, []
     for name, module in model.named_modules():
-        if _is_patched(module):
+        if draws_samples(module):
+            if not _is_patched(module):
+                original: Any = type(module)
+                module.__class__ = _fused(original, SharedBottomUp)
+            predictors.append(name)
+        elif _is_patched(module):
             module.set_options(**block_options)
             patched.append(name)
         elif _does_the_job(module):
@@ -106,32 +116,33 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
             else:
                 skipped[name] = reason
     report = PatchReport(patched, skipped)
-    report.rng = block_options.get("rng")
+    report.rng, report.predictors = block_options.get("rng"), tuple(predictors)
     return report
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
-    """Give every patched block its own class back; returns the names of the modules.
+    """Give every patched module its own class back; returns the names of the modules.
 
-    Raises RuntimeError, before anything is changed, if a block was wrapped after it was patched.
+    Raises RuntimeError, before anything is changed, if one was wrapped after it was patched.
     """
     patched = {name: module for name, module in model.named_modules() if _is_patched(module)}
     for name, module in patched.items():
-        if type(module) is not _fused(_original(module)):
+        if type(module) is not _fused(_original(module), _ours(module)):
             changed = f"{name!r} became a {type(module).__name__} after patch_model"
             raise RuntimeError(f"{changed}: unpatch_model can only come before what did that, as fully_shard does")
         if "forward" in vars(module):
             raise RuntimeError(f"the forward of {name!r} was replaced after patch_model: undo that, then unpatch")
     for module in patched.values():
+        if isinstance(module, NormalStochasticBlock):
+            for option in _OPTIONS:
+                delattr(module, option)
         module.__class__ = _original(module)
-        for option in _OPTIONS:
-            delattr(module, option)
     return list(patched)
 
 
 def _patch(module: Any, block_options: dict[str, Any]) -> None:
     original: type = type(module)
-    module.__class__ = _fused(original)
+    module.__class__ = _fused(original, NormalStochasticBlock)
     module.set_options(**block_options)
     if module._vanilla_latent_hw is not None:
         # CAREamics leaves a numpy integer, which torch.compile would take for an array.
@@ -139,24 +150,25 @@ def _patch(module: Any, block_options: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _fused(original: Any) -> type:
+def _fused(original: Any, ours: type) -> type:
     """The class of patched instances of `original`: our methods, while `isinstance` still finds the original."""
-    # With the argument, CAREamics until 0.3, an odd width made height and width even; without it each is by itself.
-    crops_each_dim = "allow_oddsizes" not in _named_parameters(original.process_q_params)
-    own = {_ORIGINAL_CLASS: original, "_crops_each_dim": crops_each_dim}
-    fused = type(original.__name__, (NormalStochasticBlock, original), own)
+    own = {_ORIGINAL_CLASS: original}
+    if ours is NormalStochasticBlock:
+        # With the argument, CAREamics until 0.3, an odd width makes height and width even; without, each is by itself.
+        own["_crops_each_dim"] = "allow_oddsizes" not in _named_parameters(original.process_q_params)
+    fused = type(original.__name__, (ours, original), own)
     copyreg.pickle(fused, _reduce)
     return fused
 
 
-def _reduce(block: Any) -> tuple[Any, ...]:
+def _reduce(module: Any) -> tuple[Any, ...]:
     """What pickle does to any object, but it looks a class up by its name, and there it would not find this one."""
-    _, _, *state = block.__reduce_ex__(2)
-    return _new_fused, (_original(block),), *state
+    _, _, *state = module.__reduce_ex__(2)
+    return _new_fused, (_original(module), _ours(module)), *state
 
 
-def _new_fused(original: type) -> Any:
-    return object.__new__(_fused(original))
+def _new_fused(original: type, ours: type) -> Any:
+    return object.__new__(_fused(original, ours))
 
 
 def _is_patched(module: nn.Module) -> bool:
@@ -165,6 +177,10 @@ def _is_patched(module: nn.Module) -> bool:
 
 def _original(module: nn.Module) -> type:
     return getattr(type(module), _ORIGINAL_CLASS)
+
+
+def _ours(module: nn.Module) -> type:
+    return SharedBottomUp if isinstance(module, SharedBottomUp) else NormalStochasticBlock
 
 
 def _does_the_job(module: nn.Module) -> bool:

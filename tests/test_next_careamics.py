@@ -4,14 +4,17 @@ What it does there was seen in its public branches; the class here is today's so
 """
 
 import inspect
+import pickle
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from careamics.models.lvae import stochastic
 from torch import Tensor, nn
 
-from ladder_kernels import NormalStochasticBlock, patch_model
+from ladder_kernels import NormalStochasticBlock, patch_model, unpatch_model
+from tests.careamics_models import SETUPS, TINY_HDN
 
 EDITS = {
     "        analytical_kl: bool,\n": "",
@@ -140,3 +143,83 @@ def test_the_metrics_can_be_asked_for_in_either_form(by_name: bool) -> None:
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
     analytic = metrics_of(ours, True, by_name=by_name)["kl_samplewise"]
     assert not torch.allclose(analytic, expected["kl_samplewise"], rtol=1e-2)
+
+
+# What its `predict(n_predictions=N)` calls.
+
+
+class Predictor(pl.LightningModule):
+    """A Lightning module of that version, as far as it predicts: `n_samples` whole passes of one input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.n_samples = model, 1
+
+    def predict_sample(self, x: Tensor) -> Tensor:
+        return self.model(x)[0]
+
+    def predict_step(self, batch: tuple[Tensor], index: int) -> tuple[Tensor, Tensor]:
+        (x,) = batch
+        self.model.reset_for_inference(tuple(x.shape[2:]))
+        samples = torch.stack([self.predict_sample(x) for _ in range(self.n_samples)])
+        return samples.mean(0), samples.std(0)
+
+
+class MirroringPredictor(Predictor):
+    """Predicts another input every time."""
+
+    def predict_sample(self, x: Tensor) -> Tensor:
+        return super().predict_sample(x.flip(-1)).flip(-1) + super().predict_sample(x)
+
+
+def predicted(module: Predictor, shape: tuple[int, ...] = (2, 1, 16, 16)) -> tuple[tuple[Tensor, Tensor], int]:
+    """Four samples, and how many bottom-up passes they took."""
+    passes: list[int] = []
+    hook = module.model.first_bottom_up.register_forward_hook(lambda *_: passes.append(1))
+    module.eval().n_samples = 4
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        step = module.predict_step((torch.randn(shape),), 0)
+    hook.remove()
+    return step, len(passes)
+
+
+@pytest.mark.parametrize("setup", [TINY_HDN, SETUPS["3d_to_2d"]], ids=lambda setup: setup.name)
+def test_the_predictions_of_a_patched_module_share_the_bottom_up_pass(setup: Any) -> None:
+    module, shape = Predictor(setup.build()), (2, 1, *setup.config["input_shape"])
+    report = patch_model(module.model, rng="torch")
+    assert report.predictors == ()
+    expected, passes = predicted(module, shape)
+    assert passes == 4
+    report = patch_model(module, rng="torch")
+    assert report.predictors == ("",)
+    assert "predictions of the model share one bottom-up pass" in str(report)
+    found, passes = predicted(module, shape)
+    assert passes == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert isinstance(module, Predictor)
+    assert not {"bottomup_pass", "topdown_pass"} & set(vars(module.model))
+
+
+def test_another_input_has_its_own_bottom_up_pass() -> None:
+    module = MirroringPredictor(TINY_HDN.build())
+    expected, _ = predicted(module)
+    patch_model(module, rng="torch")
+    found, passes = predicted(module)
+    assert passes == 8
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_patched_module_can_be_patched_again_pickled_and_unpatched() -> None:
+    module = Predictor(TINY_HDN.build())
+    expected, _ = predicted(module)
+    for _ in range(2):
+        patch_model(module, rng="torch")
+    for layer in module.model.bottom_up_layers:
+        layer.output_expected_shape = None  # upstream's generator, which no pickle takes
+    assert predicted(pickle.loads(pickle.dumps(module)))[1] == 1
+    assert "" in unpatch_model(module)
+    assert type(module) is Predictor
+    found, passes = predicted(module)
+    assert passes == 4
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
