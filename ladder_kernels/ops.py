@@ -21,13 +21,15 @@ from ladder_kernels.noise import is_exporting
 NAMESPACE = "ladder_kernels"
 
 # In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a
-# number. No window is an empty list: the C++ that Inductor writes cannot pass a list that may be absent. channels_last
-# is absent where a program is exported: its tensors need not look like the example's, nor like the fake ones that were
-# traced (a 3D convolution's are contiguous there, in channels_last it is not), so the order is that of the q it gets.
+# number. No window is four zeros: the C++ that Inductor writes cannot pass a list that may be absent, and a package of
+# AOTInductor reads an empty one back as None. channels_last is absent where a program is exported: its tensors need not
+# look like the example's, nor like the fake ones that were traced (a 3D convolution's are contiguous, real ones need
+# not be), so the order is that of the q it gets.
 _STEP = (
     "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
     "SymInt[] window, bool elementwise, bool? channels_last, str backend"
 )
+_NO_WINDOW = (0, 0, 0, 0)
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
 _GRADS = ", ".join(f"Tensor? grad_{name}" for name in StepGrads._fields)
@@ -76,7 +78,7 @@ def arguments(step: Step, backend: str) -> tuple[Any, ...]:
         factor = temperature.to("cpu", torch.float64)
     else:
         factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * temperature
-    return (*before, factor, window or (), elementwise, None if is_exporting() else channels_last, backend)
+    return (*before, factor, window or _NO_WINDOW, elementwise, None if is_exporting() else channels_last, backend)
 
 
 class Asked(NamedTuple):
@@ -103,7 +105,8 @@ class Asked(NamedTuple):
 def _asked(*arguments: Any) -> Asked:
     *before, temperature, window, elementwise, channels_last, backend = arguments
     temperature = 1.0 if temperature is None else temperature
-    window = tuple(window) if window else None
+    no_window = all(isinstance(side, int) and side == 0 for side in window)  # a symbolic one is not 0
+    window = None if no_window else tuple(window)
     return Asked(Step.of_fields(*before, temperature, window, elementwise, channels_last), backend)
 
 
