@@ -42,7 +42,7 @@ def run(
         return _call(torch_backend, q, p, source, step, only_z)
     if _is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
-    return StepOutputs(*NormalStep.apply(q, p, source, step, backend, only_z))
+    return StepOutputs(*NormalStep.apply(q, p, source, step, backend, load(backend), only_z))
 
 
 def _call(functions: Any, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, only_z: bool) -> StepOutputs:
@@ -50,23 +50,33 @@ def _call(functions: Any, q: Tensor, p: Tensor | None, source: Tensor | None, st
 
 
 class NormalStep(torch.autograd.Function):
-    """apply(q, p, source, step, backend, only_z) -> the entries of `StepOutputs`."""
+    """apply(q, p, source, step, backend, functions, only_z) -> the entries of `StepOutputs`.
+
+    `functions` are the backend's own, or the operators: of the forward pass, for it need not be recorded with the other.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str, only_z: bool
+        ctx: Any,
+        q: Tensor,
+        p: Tensor | None,
+        source: Tensor | None,
+        step: Step,
+        backend: str,
+        functions: Any,
+        only_z: bool,
     ) -> Tensors:
         ctx.save_for_backward(q, p, source)
         ctx.step, ctx.backend = step, backend
         ctx.set_materialize_grads(False)
-        outputs = _call(_functions(backend, q, p, source), q, p, source, step, only_z)
+        outputs = _call(functions, q, p, source, step, only_z)
         ctx.mark_non_differentiable(*_constants(outputs, q, p, source, step))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensors:
         found = _gradients(ctx.saved_tensors, ctx.step, ctx.backend, StepGrads(*grads), ctx.needs_input_grad[:3])
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 def _constants(
@@ -91,8 +101,11 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
             return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
         if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
             functions = torch_backend
-    flows = [need and flow for need, flow in zip(needs, step.flows_to(grads), strict=True)]
-    found = functions.backward(q, p, source, step, grads, tuple(flows))
+    to_q, to_p, to_latent = step.flows_to(grads)
+    flows = (needs[0] and to_q, needs[1] and to_p, needs[2] and to_latent)
+    found = functions.backward(q, p, source, step, grads, flows)
+    if flows == needs:
+        return found
     # Where a gradient is needed and nothing arrives it is zero.
     return tuple(
         _zeros(like, step) if need and not flow else grad
@@ -103,12 +116,12 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
     step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
-    return NormalStep.apply(q, p, source, step, backend, False)
+    return NormalStep.apply(q, p, source, step, backend, _functions(backend, q, p, source), False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
-    return NormalStep.apply(q, None, source, step, backend, True)[0]
+    return NormalStep.apply(q, None, source, step, backend, _functions(backend, q, source), True)[0]
 
 
 ops.register_autograd("step", _step_operator)
@@ -139,7 +152,7 @@ def _is_recorded(tensors: Tensors) -> bool:
     """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(type(tensor) not in PLAIN for tensor in tensors)
+    return not PLAIN.issuperset(map(type, tensors))
 
 
 def _is_batched(grad: Tensor | None) -> bool:
