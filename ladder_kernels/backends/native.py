@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -157,10 +157,11 @@ def _aligned_right(sizes: Sequence[int], before: int) -> tuple[int, ...]:
 class _Plan(NamedTuple):
     """What a call needs besides its tensors. Threads share it: nothing in it changes."""
 
+    function: Callable[..., int]  # of the library
     step: _Step
     address: int  # of the step
     made: tuple[Any, ...]  # of `New`, or None
-    scratch: New
+    scratch: New | None
 
 
 class Functions:
@@ -182,7 +183,7 @@ class Functions:
         q, p, source = self._checked(q, p, source)
         plan = self._forward(Look.of(q), look(p), look(source), q.device, step)
         outputs = [make and make() for make in plan.made]
-        self._run("ladder_forward", plan, q, p, source, *outputs, plan.scratch())
+        self._run(plan, q, p, source, *outputs, plan.scratch and plan.scratch())
         return StepOutputs._make(outputs)
 
     def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
@@ -191,7 +192,7 @@ class Functions:
         q, _, source = self._checked(q, None, source)
         plan = self._sample(Look.of(q), look(source), q.device, step)
         z = plan.made[0]()
-        self._run("ladder_sample", plan, q, source, z)
+        self._run(plan, q, source, z)
         return z
 
     def backward(
@@ -213,7 +214,7 @@ class Functions:
         if plan is None:
             return torch_backend.backward(q, p, source, step, grads, needs)
         found = [make and make() for make in plan.made]
-        self._run("ladder_backward", plan, q, p, source, *incoming, *found, plan.scratch())
+        self._run(plan, q, p, source, *incoming, *found, plan.scratch and plan.scratch())
         return tuple(found)
 
     def _checked(self, q: Tensor, p: Tensor | None, source: Tensor | None) -> tuple[Tensor, Any, Any]:
@@ -221,11 +222,11 @@ class Functions:
             raise ValueError(reason)
         return resolved(q), resolved(p), resolved(source)
 
-    def _run(self, name: str, plan: _Plan, q: Tensor, *tensors: Tensor | None) -> None:
+    def _run(self, plan: _Plan, q: Tensor, *tensors: Tensor | None) -> None:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in (q, *tensors)]
-        code = self._backend.run(getattr(self._library, name), (plan.address, *addresses), q)
+        code = self._backend.run(plan.function, (plan.address, *addresses), q)
         if code:
-            raise RuntimeError(f"{name}: {self._library.ladder_error(code).decode()}")
+            raise RuntimeError(f"{self._backend.NAME}: {self._library.ladder_error(code).decode()}")
 
     @functools.cached_property
     def _library(self) -> Any:
@@ -234,12 +235,12 @@ class Functions:
     def _plan_forward(self, q: Look, p: Look | None, source: Look | None, device: torch.device, step: Step) -> _Plan:
         check_inputs(q, p, source, step)
         described = _Step.of(q, p, source, step, compute_dtype(q, p, source))
-        return self._plan(described, output_looks(q, p, source, step), device, self._library.ladder_forward_scratch)
+        return self._plan("forward", described, output_looks(q, p, source, step), device)
 
     def _plan_sample(self, q: Look, source: Look | None, device: torch.device, step: Step) -> _Plan:
         check_inputs(q, None, source, step)
         described = _Step.of(q, None, source, step, compute_dtype(q, source))
-        return self._plan(described, output_looks(q, None, source, step)[:1], device)
+        return self._plan("sample", described, output_looks(q, None, source, step)[:1], device)
 
     def _plan_backward(
         self,
@@ -261,14 +262,19 @@ class Functions:
             return None
         made = gradient_looks(q, p, source, step, needs)
         described = _Step.of(q, p, source, step, dtype, grads)
-        return self._plan(described, made, device, self._library.ladder_backward_scratch)
+        return self._plan("backward", described, made, device)
 
-    def _plan(
-        self, step: _Step, made: Sequence[Look | None], device: torch.device, scratch_size: Any = lambda _: 0
-    ) -> _Plan:
+    def _plan(self, name: str, step: _Step, made: Sequence[Look | None], device: torch.device) -> _Plan:
         address = ctypes.addressof(step)
-        scratch = Look((-(-scratch_size(address) // 8),), (1,), torch.float64)
-        return _Plan(step, address, tuple(look and new(look, device) for look in made), new(scratch, device))
+        size_of_scratch = getattr(self._library, f"ladder_{name}_scratch", lambda _: 0)  # a sample needs none
+        scratch = Look((size_of_scratch(address),), (1,), torch.uint8)
+        return _Plan(
+            getattr(self._library, f"ladder_{name}"),
+            step,
+            address,
+            tuple(look and new(look, device) for look in made),
+            new(scratch, device) if scratch.shape[0] else None,
+        )
 
 
 # ---- Checks, once for each look: the library would read and write beside tensors that do not fit.
