@@ -7,7 +7,7 @@
 namespace ladder_kernels::cuda {
 namespace {
 
-constexpr int max_steps = 8;
+constexpr int most_turns = 8;
 
 // What nothing flows through is not read.
 void drop_unused(Step& step, const Used& used) {
@@ -41,10 +41,8 @@ void run(Backward& call) {
                         &call.grad_q, &call.grad_p, &call.grad_latent});
   const bool shared_p = call.grad_p.data != nullptr && grid.batch > 1 && call.grad_p.batch == 0;
   const bool vectors =
-      is_hot(step) && step.kl != KL::none && !shared_p &&
-      take_vectors(grid, {&step.q, &step.p, &step.source, &call.grad_z, &call.grad_elementwise, &call.grad_q,
-                          &call.grad_p});
-  call.tiles = tiles_of(grid, vectors ? vector_width : 1, shared_p ? 1 : max_steps);
+      take_vectors(step, {&call.grad_z, &call.grad_q, &call.grad_p, &call.grad_latent}, {&call.grad_elementwise});
+  call.tiles = tiles_of(grid, vectors ? vector_width : single_width, shared_p ? 1 : most_turns);
   launch_backward(call, shared_p, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -7,16 +7,15 @@
 namespace ladder_kernels::cuda {
 namespace {
 
-constexpr int max_steps = 32;
+constexpr int most_turns = 32;
 
 void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
   Grid& grid = call.step.grid;
   collapse_space(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
-  const bool vectors = is_hot(call.step) &&
-                       take_vectors(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
-  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
-  const at::Tensor partials = at::empty(partials_size(grid, call.tiles), options);
-  call.partials = partials.data_ptr();
+  const bool vectors = take_vectors(call.step, {&call.z}, {&call.kl});
+  call.tiles = tiles_of(grid, vectors ? vector_width : single_width, most_turns);
+  const at::Tensor partials = at::empty(partials_bytes(call.step, call.tiles), options.dtype(at::kByte));
+  set_partials(call, partials.data_ptr());
 
   const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, kl] = out;
   const OptionalTensor &row_sums = grid.channels_inner ? spatial : channelwise,
@@ -57,8 +56,7 @@ at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, const Optio
   if (q.numel() == 0) return z;
   call.z = latent_view(z, grid);
   collapse_space(grid, {&call.step.q, &call.step.source, &call.z});
-  const bool vectors = is_hot(call.step) && take_vectors(grid, {&call.step.q, &call.step.source, &call.z});
-  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
+  call.tiles = tiles_of(grid, take_vectors(call.step, {&call.z}) ? vector_width : single_width, most_turns);
   launch_sample(call, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return z;

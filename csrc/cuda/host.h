@@ -13,9 +13,6 @@ Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor&
 
 Window window_of(const WindowSides& window, const Grid& grid);
 
-// Whether vector kernels are compiled for this step's options and dtypes.
-bool is_hot(const Step& step);
-
 // Views whose space is not collapsed yet: of packed parameters or a latent; of values (B,), (B, C) and (B, *S). A batch
 // of 1 is shared by all samples.
 View packed_view(const at::Tensor& packed, const Grid& grid);
@@ -27,10 +24,15 @@ View space_view(const at::Tensor& values, const Grid& grid);
 // Merges neighbouring dims of space wherever all of `views`, which are all there are, allow it.
 void collapse_space(Grid& grid, std::initializer_list<View*> views);
 
-// Whether all of `views` that are there can be read and written in sixteen-byte words; prepares them for that.
-bool take_vectors(const Grid& grid, std::initializer_list<View*> views);
+// Whether vector kernels serve: everything can be read and written in sixteen-byte words, in q's dtype or, of noise and
+// `in_float`, in float32. Prepares the views for that.
+bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initializer_list<View*> in_float = {});
 
-// `width` columns a thread and at most `max_steps` rows.
-Tiles tiles_of(const Grid& grid, int width, int max_steps);
+// `width` columns a thread and at most `most_turns` tiles a block.
+Tiles tiles_of(const Grid& grid, int width, int most_turns);
+
+// How much memory `set_partials` shares out, aligned to sixteen bytes.
+std::int64_t partials_bytes(const Step& step, const Tiles& tiles);
+void set_partials(Forward& call, void* memory);
 
 }  // namespace ladder_kernels::cuda
