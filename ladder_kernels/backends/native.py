@@ -27,18 +27,19 @@ from ladder_kernels.variance import KINDS
 # ---- The library.
 
 
+def path_of(device: str) -> Path:
+    """Where the library for "cpu" or "cuda" is, if there is one: in the package, or where the environment says."""
+    given = os.environ.get(f"LADDER_KERNELS_{device.upper()}_LIBRARY")
+    return Path(given) if given else Path(ladder_kernels.__file__).with_name(f"libladder_kernels_{device}.so")
+
+
 @functools.cache
 def find(device: str) -> tuple[Any, str | None]:
-    """The library for "cpu" or "cuda", or why it cannot serve and what helps.
-
-    It lies in the package; LADDER_KERNELS_CPU_LIBRARY and LADDER_KERNELS_CUDA_LIBRARY name another file.
-    """
-    given = os.environ.get(f"LADDER_KERNELS_{device.upper()}_LIBRARY")
-    path = Path(given) if given else Path(ladder_kernels.__file__).with_name(f"libladder_kernels_{device}.so")
-    version = ladder_kernels.__version__
+    """The library for "cpu" or "cuda", or why it cannot serve and what helps."""
+    path, version = path_of(device), ladder_kernels.__version__
     build = f"in the sources of ladder_kernels {version} run: LADDER_KERNELS_BUILD_{device.upper()}=1 pip install ."
     if not path.exists():
-        return None, f"{given} does not exist" if given else f"not built; {build}"
+        return None, f"not built, there is no {path}; {build}"
     if _is_cut_short(path):
         return None, f"{path} is cut short; {build}"
     try:
