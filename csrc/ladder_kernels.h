@@ -48,7 +48,7 @@ const char* ladder_version(void);
 // What a code says that is not 0.
 const char* ladder_error(int code);
 
-// How many bytes of scratch memory, aligned to 16, a call wants. On a CPU none: it takes and frees its own.
+// How many bytes of scratch memory, aligned to 16, a call wants, or a negative code. On a CPU none: it takes its own.
 int64_t ladder_forward_scratch(const LadderStep* step);
 int64_t ladder_backward_scratch(const LadderStep* step);
 

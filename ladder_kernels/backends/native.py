@@ -43,11 +43,15 @@ def find(device: str) -> tuple[Any, str | None]:
     if _is_cut_short(path):
         return None, f"{path} is cut short; {build}"
     try:
-        library = _declared(ctypes.CDLL(str(path)))
+        library = ctypes.CDLL(str(path))
+        library.ladder_version.restype = ctypes.c_char_p
+        found = library.ladder_version().decode()
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; {build}"
-    found = library.ladder_version().decode()
-    return (library, None) if found == version else (None, f"{path} is of version {found}, not {version}; {build}")
+    if found != version:
+        return None, f"{path} is of version {found}, not {version}; {build}"
+    _declare(library)
+    return library, None
 
 
 def _is_cut_short(path: Path) -> bool:
@@ -64,10 +68,9 @@ def _is_cut_short(path: Path) -> bool:
     return path.stat().st_size < table + size * count
 
 
-def _declared(library: Any) -> Any:
-    """With the types of its functions, as csrc/ladder_kernels.h has them."""
+def _declare(library: Any) -> None:
+    """The types of its functions, as csrc/ladder_kernels.h has them."""
     address, integer = ctypes.c_void_p, ctypes.c_int64
-    library.ladder_version.restype = ctypes.c_char_p
     library.ladder_error.restype = ctypes.c_char_p
     for name, tensors in (("forward", 12), ("backward", 14), ("sample", 3)):
         # The step, tensors, and where to run.
@@ -75,7 +78,6 @@ def _declared(library: Any) -> Any:
         if name != "sample":
             scratch = getattr(library, f"ladder_{name}_scratch")
             scratch.argtypes, scratch.restype = [address], integer
-    return library
 
 
 # ---- A step as the library is told of it: csrc/ladder_kernels.h.
@@ -227,7 +229,10 @@ class Functions:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in (q, *tensors)]
         code = self._backend.run(plan.function, (plan.address, *addresses), q)
         if code:
-            raise RuntimeError(f"{self._backend.NAME}: {self._library.ladder_error(code).decode()}")
+            self._fail(code)
+
+    def _fail(self, code: int) -> None:
+        raise RuntimeError(f"the {self._backend.NAME} backend failed: {self._library.ladder_error(code).decode()}")
 
     @functools.cached_property
     def _library(self) -> Any:
@@ -267,14 +272,16 @@ class Functions:
 
     def _plan(self, name: str, step: _Step, made: Sequence[Look | None], device: torch.device) -> _Plan:
         address = ctypes.addressof(step)
-        size_of_scratch = getattr(self._library, f"ladder_{name}_scratch", lambda _: 0)  # a sample needs none
-        scratch = Look((size_of_scratch(address),), (1,), torch.uint8)
+        size = 0 if name == "sample" else getattr(self._library, f"ladder_{name}_scratch")(address)
+        if size < 0:
+            self._fail(size)
+        scratch = Look((size,), (1,), torch.uint8)
         return _Plan(
             getattr(self._library, f"ladder_{name}"),
             step,
             address,
             tuple(look and new(look, device) for look in made),
-            new(scratch, device) if scratch.shape[0] else None,
+            new(scratch, device) if size else None,
         )
 
 

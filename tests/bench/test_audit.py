@@ -1,6 +1,5 @@
 """The static audit finds what it is there to find, and its stored table is about the kernels as they are."""
 
-
 import pytest
 
 from bench.audit import cuda as audit_cuda
