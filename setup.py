@@ -52,14 +52,14 @@ def cpu_library() -> Library | None:
     given = os.environ.get("LADDER_KERNELS_BUILD_CPU", "")
     if given == "0":
         return None
-    compiler = cpu_compiler()
-    if compiler is None or sys.platform == "win32":
-        if sys.platform == "win32":
-            missing, remedy = "the sources need GCC or Clang", "On Windows, build under WSL."
-        else:
-            missing, remedy = "there is no C++ compiler", "Install one (apt install g++) or name it in CXX."
-        if given:
-            fail("CPU", missing, remedy)
+    compiler, missing = cpu_compiler(), None
+    if sys.platform == "win32":
+        missing, remedy = "the sources need GCC or Clang", "On Windows, build under WSL."
+    elif compiler is None:
+        missing, remedy = "there is no C++ compiler", "Install one (apt install g++) or name it in CXX."
+    if missing is not None and given:
+        fail("CPU", missing, remedy)
+    if missing is not None:
         say(f"{missing}: the CPU kernels are left out, and plain PyTorch serves in their place. {remedy}")
         return None
     # torch's threads are OpenMP's on Linux, and so are ours, in the same pool.
@@ -74,7 +74,7 @@ def cpu_library() -> Library | None:
 
 
 def cpu_compiler() -> list[str] | None:
-    """CXX, or what there is."""
+    """CXX, or else what there is."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((shlex.split(name) for name in names if shutil.which(shlex.split(name)[0])), None)
 

@@ -1,7 +1,6 @@
-// The compiled kernels as a plain C library: libladder_kernels_cpu and libladder_kernels_cuda have these same functions.
-// It knows no tensors, no Python and no autograd: ladder_kernels/backends/native.py, which says what the step is, checks
-// and describes tensors, allocates, and passes addresses. What the fields and arguments mean, and which may be missing,
-// is said in ladder_kernels/backends/step.py.
+// The compiled kernels as a plain C library: libladder_kernels_cpu and libladder_kernels_cuda have the same functions.
+// It knows no tensors, no Python and no autograd: ladder_kernels/backends/native.py checks and describes tensors,
+// allocates, and passes addresses. ladder_kernels/backends/step.py says what the fields and arguments mean.
 //
 // A description may be used by many threads at once; nothing here writes to it or keeps anything of a call.
 #ifndef LADDER_KERNELS_H
@@ -25,8 +24,8 @@ typedef struct {
   int64_t strides[5];
 } LadderTensor;
 
-// A step, as far as it is no memory. Of packed parameters (B, 2C, *S) the strides are given. What a step makes is dense,
-// in its element order.
+// A step, as far as it is no memory. Of packed parameters (B, 2C, *S) the strides are given. What a step makes is
+// dense, in its element order.
 typedef struct {
   int64_t batch, channels, space[3];  // of the latent; space aligned right, 1 where there is no such dim
   int64_t channels_last;              // element order of what is made, and of the noise of a seed
@@ -49,7 +48,7 @@ const char* ladder_version(void);
 // What a code says that is not 0.
 const char* ladder_error(int code);
 
-// How many bytes of scratch memory, aligned as doubles are, a call wants.
+// How many bytes of scratch memory, aligned to 16, a call wants, or a negative code. On a CPU none: it takes its own.
 int64_t ladder_forward_scratch(const LadderStep* step);
 int64_t ladder_backward_scratch(const LadderStep* step);
 

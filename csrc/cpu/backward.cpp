@@ -6,21 +6,6 @@
 namespace ladder_kernels::cpu {
 namespace {
 
-// The gradients of sums that kernels read: of the KL those that all positions of a channel share (batch, channels) and
-// that all channels of a position share (batch, positions), and those of log q (batch,).
-struct Shared {
-  std::int64_t by_channel, by_position, log_q;  // how many there are
-
-  explicit Shared(const LadderStep& step) : by_channel(0), by_position(0), log_q(step.batch) {
-    if (static_cast<KL>(step.kl) == KL::none) return;
-    by_channel = step.batch * step.channels;
-    const bool have_positions = step.grad_spatial.dtype != 0 || step.grad_restricted.dtype != 0;
-    if (have_positions) by_position = step.batch * shape_of(step).positions;
-  }
-
-  std::int64_t size() const { return by_channel + by_position + log_q; }
-};
-
 using Strides = std::array<std::int64_t, 4>;
 
 // Values by batch, two dims of space, and what follows one another: positions, or channels in space of one position.
@@ -30,9 +15,9 @@ struct Block {
   Strides strides;
 };
 
-Strides by_channel(const LadderTensor& grad) { return {grad.strides[0], 0, 0, grad.strides[1]}; }
+Strides channel_strides(const LadderTensor& grad) { return {grad.strides[0], 0, 0, grad.strides[1]}; }
 
-Strides by_position(const LadderTensor& grad) {
+Strides position_strides(const LadderTensor& grad) {
   return {grad.strides[0], grad.strides[2], grad.strides[3], grad.strides[4]};
 }
 
@@ -60,16 +45,16 @@ template <class T>
 void add_up(const LadderStep& step, const Incoming& grads, double* channels, double* positions, double* log_q) {
   const std::int64_t depth = step.space[0], height = step.space[1], width = step.space[2];
   const Block of_channels{step.batch, 1, 1, step.channels, channels, {step.channels}};
-  add<T>(of_channels, grads.samplewise, by_channel(step.grad_samplewise));
-  add<T>(of_channels, grads.channelwise, by_channel(step.grad_channelwise));
+  add<T>(of_channels, grads.samplewise, channel_strides(step.grad_samplewise));
+  add<T>(of_channels, grads.channelwise, channel_strides(step.grad_channelwise));
 
   const std::int64_t* const window = step.window;
   Block of_positions{step.batch, depth, height, width, positions, {depth * height * width, height * width, width}};
-  add<T>(of_positions, grads.spatial, by_position(step.grad_spatial));
+  add<T>(of_positions, grads.spatial, position_strides(step.grad_spatial));
   of_positions.rows = window[1] - window[0];
   of_positions.columns = window[3] - window[2];
   of_positions.data += window[0] * width + window[2];
-  add<T>(of_positions, grads.restricted, by_position(step.grad_restricted));
+  add<T>(of_positions, grads.restricted, position_strides(step.grad_restricted));
 
   add<T>({1, 1, 1, step.batch, log_q}, grads.log_q, {0, 0, 0, step.grad_log_q.strides[0]});
 }
@@ -80,25 +65,27 @@ void add_up(const LadderStep& step, const Incoming& grads, double* channels, dou
 using namespace ladder_kernels;
 using namespace ladder_kernels::cpu;
 
-std::int64_t ladder_backward_scratch(const LadderStep* step) {
-  return Shared(*step).size() * static_cast<std::int64_t>(sizeof(double));
-}
-
 int ladder_backward(const LadderStep* step, const void* q, const void* p, const void* source, const void* grad_z,
                     const void* grad_samplewise, const void* grad_restricted, const void* grad_channelwise,
                     const void* grad_spatial, const void* grad_log_q, const void* grad_elementwise, void* grad_q,
-                    void* grad_p, void* grad_latent, void* scratch, LadderQueue threads) {
+                    void* grad_p, void* grad_latent, void*, LadderQueue threads) {
   Backward call{step_of(*step, q, p, source)};
   const Grid& grid = call.step.grid;
-  const Shared shared(*step);
-  double *const channels = static_cast<double*>(scratch), *const positions = channels + shared.by_channel,
-                *const log_q = positions + shared.by_position;
-  std::fill_n(channels, shared.size(), 0.0);
+  // Of the KL's sums, those that all positions of a channel share (batch, channels), and all channels of a position
+  // (batch, positions); and those of log q (batch,).
+  const std::int64_t channels = call.step.kl == KL::none ? 0 : grid.batch * grid.channels;
+  const std::int64_t positions = grad_spatial || grad_restricted ? grid.batch * grid.positions : 0;
+  const std::int64_t count = channels + positions + grid.batch;
+  const Doubles shared(count);
+  if (shared.data == nullptr) return no_memory;
+  std::fill_n(shared.data, count, 0.0);
+  double *const by_channel = shared.data, *const by_position = by_channel + channels;
+  double* const log_q = by_position + positions;
   const Incoming incoming{grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_log_q};
-  call.step.in_double ? add_up<double>(*step, incoming, channels, positions, log_q)
-                      : add_up<float>(*step, incoming, channels, positions, log_q);
-  call.by_channel = channels;
-  call.by_position = shared.by_position > 0 ? positions : nullptr;
+  call.step.in_double ? add_up<double>(*step, incoming, by_channel, by_position, log_q)
+                      : add_up<float>(*step, incoming, by_channel, by_position, log_q);
+  call.by_channel = by_channel;
+  call.by_position = positions > 0 ? by_position : nullptr;
   call.log_q = log_q;
   call.grad_z = view_of(grad_z, step->grad_z, grid);
   call.grad_kl = view_of(grad_elementwise, step->grad_elementwise, grid);

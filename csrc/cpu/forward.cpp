@@ -93,41 +93,29 @@ void combine(const Forward& call, const std::int64_t* window, const Sums<void>& 
   *out.logvar_max = static_cast<T>(largest_log_variance(call));
 }
 
-// How many partial sums there are.
-struct Partials {
-  std::int64_t units, row_sums, column_sums;
-
-  Partials(const Grid& grid, KL kl) : units(grid.batch * units_per_sample(grid)), row_sums(0), column_sums(0) {
-    if (kl == KL::none) return;
-    row_sums = grid.batch * grid.column_blocks * grid.rows;
-    column_sums = grid.batch * grid.row_blocks * grid.columns;
-  }
-};
-
 }  // namespace
 }  // namespace ladder_kernels::cpu
 
 using namespace ladder_kernels;
 using namespace ladder_kernels::cpu;
 
-std::int64_t ladder_forward_scratch(const LadderStep* step) {
-  const Partials partials(grid_of(*step), static_cast<KL>(step->kl));
-  return (partials.row_sums + partials.column_sums + 2 * partials.units) * static_cast<std::int64_t>(sizeof(double));
-}
-
 int ladder_forward(const LadderStep* step, const void* q, const void* p, const void* source, void* z, void* samplewise,
                    void* restricted, void* channelwise, void* spatial, void* logprob_q, void* logvar_max,
-                   void* elementwise, void* scratch, LadderQueue threads) {
+                   void* elementwise, void*, LadderQueue threads) {
   Forward call{step_of(*step, q, p, source)};
   const Grid& grid = call.step.grid;
   call.z = view_of(z, dense(*step, dtype_of(step->q), grid.channels), grid);
   call.kl = view_of(elementwise, dense(*step, sums_dtype(*step), grid.channels), grid);
-  const Partials partials(grid, call.step.kl);
-  call.row_sums = static_cast<double*>(scratch);
-  call.column_sums = call.row_sums + partials.row_sums;
-  call.log_q = call.column_sums + partials.column_sums;
-  call.largest_raw = call.log_q + partials.units;
-  if (const int code = run(call, partials.units, threads)) return code;
+  const std::int64_t units = grid.batch * units_per_sample(grid), samples = call.step.kl == KL::none ? 0 : grid.batch;
+  const std::int64_t row_sums = samples * grid.column_blocks * grid.rows;
+  const std::int64_t column_sums = samples * grid.row_blocks * grid.columns;
+  const Doubles partials(row_sums + column_sums + 2 * units);
+  if (partials.data == nullptr) return no_memory;
+  call.row_sums = partials.data;
+  call.column_sums = call.row_sums + row_sums;
+  call.log_q = call.column_sums + column_sums;
+  call.largest_raw = call.log_q + units;
+  if (const int code = run(call, units, threads)) return code;
 
   const Sums<void> out{samplewise, restricted, channelwise, spatial, logprob_q, logvar_max};
   call.step.in_double ? combine<double>(call, step->window, out, threads)

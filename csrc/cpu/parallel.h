@@ -14,8 +14,8 @@ namespace ladder_kernels::cpu {
 
 inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// f(begin, end) for equal shares of [0, count), none of fewer than `least` but the last. The threads are OpenMP's, and so
-// torch's own, which has loaded the same library; without OpenMP there is one.
+// f(begin, end) for equal shares of [0, count), none of fewer than `least` but the last. The threads are OpenMP's, and
+// so torch's own, which has loaded the same library; without OpenMP there is one.
 template <class F>
 void share(std::int64_t count, std::int64_t least, LadderQueue threads, const F& f) {
 #if defined(_OPENMP)

@@ -10,7 +10,11 @@ extern "C" {
 
 const char* ladder_version() { return LADDER_VERSION; }
 
-const char* ladder_error(int) { return "there is no memory for a thread's buffers"; }
+const char* ladder_error(int) { return "there is not enough memory for partial sums or for the buffers of a thread"; }
+
+std::int64_t ladder_forward_scratch(const LadderStep*) { return 0; }
+
+std::int64_t ladder_backward_scratch(const LadderStep*) { return 0; }
 
 }  // extern "C"
 
@@ -55,10 +59,10 @@ int run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), co
               LadderQueue threads) {
   const Grid& grid = call.step.grid;
   const std::int64_t elements = std::max<std::int64_t>(grid.batch * grid.rows * grid.columns / units, 1);
-  std::atomic<int> code = 0;
+  std::atomic<int> code = done;
   share(units, elements_per_thread / elements + 1, threads, [&](std::int64_t begin, std::int64_t end) {
     static thread_local const Scratch scratch;
-    scratch.data != nullptr ? kernel(call, begin, end, scratch.data) : void(code = 1);
+    scratch.data != nullptr ? kernel(call, begin, end, scratch.data) : void(code = no_memory);
   });
   return code;
 }

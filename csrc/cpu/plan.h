@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 
 #include "../latent.h"
 
@@ -90,7 +91,19 @@ View view_of(const void* data, const LadderTensor& tensor, const Grid& grid);
 // Half 0, means, or half 1, raw values, of packed parameters.
 View half_view(const void* data, const LadderTensor& packed, int half, const Grid& grid);
 
-// The first `units` units, on so many threads. Returns 0 or a code.
+enum Code { done, no_memory };
+
+// Memory of a call for `count` doubles, freed with the call. Not a vector: an exception must not leave the library.
+class Doubles {
+ public:
+  explicit Doubles(std::int64_t count) : data(static_cast<double*>(std::malloc(count * sizeof(double)))) {}
+  Doubles(const Doubles&) = delete;
+  ~Doubles() { std::free(data); }
+
+  double* const data;  // null if there is not enough
+};
+
+// The first `units` units, on so many threads. Returns a `Code`.
 int run(const Forward& call, std::int64_t units, LadderQueue threads);
 int run(const Backward& call, std::int64_t units, LadderQueue threads);
 

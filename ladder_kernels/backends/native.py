@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,26 +27,31 @@ from ladder_kernels.variance import KINDS
 # ---- The library.
 
 
+def path_of(device: str) -> Path:
+    """Where the library for "cpu" or "cuda" is, if there is one: in the package, or where the environment says."""
+    given = os.environ.get(f"LADDER_KERNELS_{device.upper()}_LIBRARY")
+    return Path(given) if given else Path(ladder_kernels.__file__).with_name(f"libladder_kernels_{device}.so")
+
+
 @functools.cache
 def find(device: str) -> tuple[Any, str | None]:
-    """The library for "cpu" or "cuda", or why it cannot serve and what helps.
-
-    It lies in the package; LADDER_KERNELS_CPU_LIBRARY and LADDER_KERNELS_CUDA_LIBRARY name another file.
-    """
-    given = os.environ.get(f"LADDER_KERNELS_{device.upper()}_LIBRARY")
-    path = Path(given) if given else Path(ladder_kernels.__file__).with_name(f"libladder_kernels_{device}.so")
-    version = ladder_kernels.__version__
+    """The library for "cpu" or "cuda", or why it cannot serve and what helps."""
+    path, version = path_of(device), ladder_kernels.__version__
     build = f"in the sources of ladder_kernels {version} run: LADDER_KERNELS_BUILD_{device.upper()}=1 pip install ."
     if not path.exists():
-        return None, f"{given} does not exist" if given else f"not built; {build}"
+        return None, f"not built, there is no {path}; {build}"
     if _is_cut_short(path):
         return None, f"{path} is cut short; {build}"
     try:
-        library = _declared(ctypes.CDLL(str(path)))
+        library = ctypes.CDLL(str(path))
+        library.ladder_version.restype = ctypes.c_char_p
+        found = library.ladder_version().decode()
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; {build}"
-    found = library.ladder_version().decode()
-    return (library, None) if found == version else (None, f"{path} is of version {found}, not {version}; {build}")
+    if found != version:
+        return None, f"{path} is of version {found}, not {version}; {build}"
+    _declare(library)
+    return library, None
 
 
 def _is_cut_short(path: Path) -> bool:
@@ -63,10 +68,9 @@ def _is_cut_short(path: Path) -> bool:
     return path.stat().st_size < table + size * count
 
 
-def _declared(library: Any) -> Any:
-    """With the types of its functions, as csrc/ladder_kernels.h has them."""
+def _declare(library: Any) -> None:
+    """The types of its functions, as csrc/ladder_kernels.h has them."""
     address, integer = ctypes.c_void_p, ctypes.c_int64
-    library.ladder_version.restype = ctypes.c_char_p
     library.ladder_error.restype = ctypes.c_char_p
     for name, tensors in (("forward", 12), ("backward", 14), ("sample", 3)):
         # The step, tensors, and where to run.
@@ -74,7 +78,6 @@ def _declared(library: Any) -> Any:
         if name != "sample":
             scratch = getattr(library, f"ladder_{name}_scratch")
             scratch.argtypes, scratch.restype = [address], integer
-    return library
 
 
 # ---- A step as the library is told of it: csrc/ladder_kernels.h.
@@ -157,10 +160,11 @@ def _aligned_right(sizes: Sequence[int], before: int) -> tuple[int, ...]:
 class _Plan(NamedTuple):
     """What a call needs besides its tensors. Threads share it: nothing in it changes."""
 
+    function: Callable[..., int]  # of the library
     step: _Step
     address: int  # of the step
     made: tuple[Any, ...]  # of `New`, or None
-    scratch: New
+    scratch: New | None
 
 
 class Functions:
@@ -182,7 +186,7 @@ class Functions:
         q, p, source = self._checked(q, p, source)
         plan = self._forward(Look.of(q), look(p), look(source), q.device, step)
         outputs = [make and make() for make in plan.made]
-        self._run("ladder_forward", plan, q, p, source, *outputs, plan.scratch())
+        self._run(plan, q, p, source, *outputs, plan.scratch and plan.scratch())
         return StepOutputs._make(outputs)
 
     def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
@@ -191,7 +195,7 @@ class Functions:
         q, _, source = self._checked(q, None, source)
         plan = self._sample(Look.of(q), look(source), q.device, step)
         z = plan.made[0]()
-        self._run("ladder_sample", plan, q, source, z)
+        self._run(plan, q, source, z)
         return z
 
     def backward(
@@ -213,7 +217,7 @@ class Functions:
         if plan is None:
             return torch_backend.backward(q, p, source, step, grads, needs)
         found = [make and make() for make in plan.made]
-        self._run("ladder_backward", plan, q, p, source, *incoming, *found, plan.scratch())
+        self._run(plan, q, p, source, *incoming, *found, plan.scratch and plan.scratch())
         return tuple(found)
 
     def _checked(self, q: Tensor, p: Tensor | None, source: Tensor | None) -> tuple[Tensor, Any, Any]:
@@ -221,11 +225,14 @@ class Functions:
             raise ValueError(reason)
         return resolved(q), resolved(p), resolved(source)
 
-    def _run(self, name: str, plan: _Plan, q: Tensor, *tensors: Tensor | None) -> None:
+    def _run(self, plan: _Plan, q: Tensor, *tensors: Tensor | None) -> None:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in (q, *tensors)]
-        code = self._backend.run(getattr(self._library, name), (plan.address, *addresses), q)
+        code = self._backend.run(plan.function, (plan.address, *addresses), q)
         if code:
-            raise RuntimeError(f"{name}: {self._library.ladder_error(code).decode()}")
+            self._fail(code)
+
+    def _fail(self, code: int) -> None:
+        raise RuntimeError(f"the {self._backend.NAME} backend failed: {self._library.ladder_error(code).decode()}")
 
     @functools.cached_property
     def _library(self) -> Any:
@@ -234,12 +241,12 @@ class Functions:
     def _plan_forward(self, q: Look, p: Look | None, source: Look | None, device: torch.device, step: Step) -> _Plan:
         check_inputs(q, p, source, step)
         described = _Step.of(q, p, source, step, compute_dtype(q, p, source))
-        return self._plan(described, output_looks(q, p, source, step), device, self._library.ladder_forward_scratch)
+        return self._plan("forward", described, output_looks(q, p, source, step), device)
 
     def _plan_sample(self, q: Look, source: Look | None, device: torch.device, step: Step) -> _Plan:
         check_inputs(q, None, source, step)
         described = _Step.of(q, None, source, step, compute_dtype(q, source))
-        return self._plan(described, output_looks(q, None, source, step)[:1], device)
+        return self._plan("sample", described, output_looks(q, None, source, step)[:1], device)
 
     def _plan_backward(
         self,
@@ -261,14 +268,21 @@ class Functions:
             return None
         made = gradient_looks(q, p, source, step, needs)
         described = _Step.of(q, p, source, step, dtype, grads)
-        return self._plan(described, made, device, self._library.ladder_backward_scratch)
+        return self._plan("backward", described, made, device)
 
-    def _plan(
-        self, step: _Step, made: Sequence[Look | None], device: torch.device, scratch_size: Any = lambda _: 0
-    ) -> _Plan:
+    def _plan(self, name: str, step: _Step, made: Sequence[Look | None], device: torch.device) -> _Plan:
         address = ctypes.addressof(step)
-        scratch = Look((-(-scratch_size(address) // 8),), (1,), torch.float64)
-        return _Plan(step, address, tuple(look and new(look, device) for look in made), new(scratch, device))
+        size = 0 if name == "sample" else getattr(self._library, f"ladder_{name}_scratch")(address)
+        if size < 0:
+            self._fail(size)
+        scratch = Look((size,), (1,), torch.uint8)
+        return _Plan(
+            getattr(self._library, f"ladder_{name}"),
+            step,
+            address,
+            tuple(look and new(look, device) for look in made),
+            new(scratch, device) if size else None,
+        )
 
 
 # ---- Checks, once for each look: the library would read and write beside tensors that do not fit.

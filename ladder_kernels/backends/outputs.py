@@ -30,7 +30,8 @@ class Look(NamedTuple):
 
     @staticmethod
     def of(tensor: Tensor) -> "Look":
-        return Look(tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0)
+        # As its constructor does, in two thirds of the time.
+        return tuple.__new__(Look, (tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0))
 
 
 def look(tensor: Tensor | None) -> Look | None:
