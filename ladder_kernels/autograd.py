@@ -14,10 +14,11 @@ from torch.autograd import forward_ad
 
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
-from ladder_kernels.backends.select import PLAIN, load, serving
+from ladder_kernels.backends.select import load, serving
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
 from ladder_kernels.geometry import in_memory_order, latent_shape
 from ladder_kernels.noise import default_draw, draw_source, noise_of_seed
+from ladder_kernels.ops import is_recorded
 
 Tensors = tuple[Any, ...]
 
@@ -40,7 +41,7 @@ def run(
             source = noise_of_seed(source, latent_shape(q), compute_dtype(q, p), q)
             step = step.with_draw("noise")
         return _call(torch_backend, q, p, source, step, only_z)
-    if _is_recorded((q, p)):
+    if is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
     return StepOutputs(*NormalStep.apply(q, p, source, step, backend, load(backend), only_z))
 
@@ -52,7 +53,7 @@ def _call(functions: Any, q: Tensor, p: Tensor | None, source: Tensor | None, st
 class NormalStep(torch.autograd.Function):
     """apply(q, p, source, step, backend, functions, only_z) -> the entries of `StepOutputs`.
 
-    `functions` are the backend's own, or the operators: of the forward pass, for it need not be recorded with the other.
+    `functions` are the backend's own, or the operators; of the forward pass, which need not be recorded with the other.
     """
 
     @staticmethod
@@ -79,9 +80,7 @@ class NormalStep(torch.autograd.Function):
         return (*found, None, None, None, None)
 
 
-def _constants(
-    outputs: StepOutputs, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step
-) -> list[Tensor]:
+def _constants(outputs: StepOutputs, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> list[Tensor]:
     """The outputs that know nothing of what needs a gradient: they have none, as in plain PyTorch."""
     q_needs, p_needs, z_needs = (x is not None and x.requires_grad for x in (q, p, source))
     found = [outputs.logvar_max]
@@ -115,12 +114,12 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
-    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
+    step, backend = ops.Asked.of(q, *asked) if is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, p, source, step, backend, _functions(backend, q, p, source), False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = ops.Asked.of(q, *asked) if _is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
+    step, backend = ops.Asked.of(q, *asked) if is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
     return NormalStep.apply(q, None, source, step, backend, _functions(backend, q, source), True)[0]
 
 
@@ -134,7 +133,7 @@ def _zeros(like: Tensor, step: Step) -> Tensor:
 
 def _functions(backend: str, *tensors: Tensor | None) -> Any:
     """The backend's `forward`, `backward` and `sample`: its own, or the operators where somebody records the call."""
-    return ops.Operators(backend) if _is_recorded(tensors) else load(backend)
+    return ops.Operators(backend) if is_recorded(tensors) else load(backend)
 
 
 def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
@@ -145,14 +144,7 @@ def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
         # A compiler fuses plain torch; any other backend is an operator to it.
         return backend == "torch" or torch.onnx.is_in_onnx_export()
     # torch.jit.trace writes down ATen calls.
-    return torch._C._is_tracing() or (backend == "torch" and _is_recorded((q, p)))
-
-
-def _is_recorded(tensors: Tensors) -> bool:
-    """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return True
-    return not PLAIN.issuperset(map(type, tensors))
+    return torch._C._is_tracing() or (backend == "torch" and is_recorded((q, p)))
 
 
 def _is_batched(grad: Tensor | None) -> bool:
