@@ -5,15 +5,16 @@ hooks and place in the model stay, so an optimizer or a checkpoint never notices
 """
 
 import copyreg
+import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
-from ladder_kernels.block import NormalStochasticBlock
+from ladder_kernels.block import NormalStochasticBlock, check_rng
 from ladder_kernels.overrides import STAGES
 from ladder_kernels.predict import SharedBottomUp, draws_samples
 
@@ -60,21 +61,18 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
 ]
 
 
-class _Names(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PatchReport:
+    """What `patch_model` did. Printed, it also says with which backend, noise and versions: what a bug report needs."""
+
     patched: list[str]
+    """Names of the blocks that now run fused."""
     skipped: dict[str, str]
-
-
-class PatchReport(_Names):
-    """Names of modules: those that now run fused, and those that look like the block but were left, with the reason.
-
-    Printed, it also says with which backend, noise and versions: what a bug report needs.
-    """
-
+    """Names of those that look like the block but were left, with the reason."""
+    predictors: list[str]
+    """Names of Lightning modules whose predictions of one input now share the bottom-up pass."""
     rng: str | None = None
     """The option that `patch_model` was given."""
-    predictors: tuple[str, ...] = ()
-    """Names of Lightning modules whose predictions of one input now share the bottom-up pass."""
 
     def __str__(self) -> str:
         from ladder_kernels import info  # which imports this package
@@ -88,16 +86,23 @@ class PatchReport(_Names):
         return "\n".join(lines)
 
 
-def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
+def patch_model(
+    model: nn.Module,
+    *,
+    allow_oddsizes: bool | None = None,
+    rng: Literal["torch", "philox"] | None = None,
+    validate_args: bool | None = None,
+) -> PatchReport:
     """Let every `NormalStochasticBlock` of CAREamics in `model` (or `model` itself) run fused.
 
-    `block_options` are those of `NormalStochasticBlock.set_options`: `allow_oddsizes`, `rng`, `validate_args`.
+    The options are those of `NormalStochasticBlock`; None is the block's default, or what an earlier call has set.
     A Lightning module of CAREamics that draws `n_samples` predictions of an input (the version after 0.3) then draws
-    them from one bottom-up pass. Calling it again sets the options anew. Other instances of the model's class are not
-    touched, nor are blocks of ours that were there before. What is patched is still an instance of its own class.
-    Raises ValueError or TypeError for a wrong option, before anything is changed.
+    them from one bottom-up pass. Other instances of the model's class are not touched, nor are blocks of ours that were
+    there before. What is patched is still an instance of its own class. Raises ValueError for a wrong option, before
+    anything is changed.
     """
-    NormalStochasticBlock.check_options(**block_options)
+    check_rng(rng)
+    options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
     patched, skipped, predictors = [], {}, []
     for name, module in model.named_modules():
         if draws_samples(module):
@@ -106,18 +111,16 @@ def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
                 module.__class__ = _fused(original, SharedBottomUp)
             predictors.append(name)
         elif _is_patched(module):
-            module.set_options(**block_options)
+            module.set_options(**options)
             patched.append(name)
         elif _does_the_job(module):
             reason = _reason_to_skip(module)
             if reason is None:
-                _patch(module, block_options)
+                _patch(module, options)
                 patched.append(name)
             else:
                 skipped[name] = reason
-    report = PatchReport(patched, skipped)
-    report.rng, report.predictors = block_options.get("rng"), tuple(predictors)
-    return report
+    return PatchReport(patched, skipped, predictors, rng)
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
@@ -135,15 +138,15 @@ def unpatch_model(model: nn.Module) -> list[str]:
     for module in patched.values():
         if isinstance(module, NormalStochasticBlock):
             for option in _OPTIONS:
-                delattr(module, option)
+                vars(module).pop(option, None)
         module.__class__ = _original(module)
     return list(patched)
 
 
-def _patch(module: Any, block_options: dict[str, Any]) -> None:
+def _patch(module: Any, options: dict[str, Any]) -> None:
     original: type = type(module)
     module.__class__ = _fused(original, NormalStochasticBlock)
-    module.set_options(**block_options)
+    module.set_options(**options)
     if module._vanilla_latent_hw is not None:
         # CAREamics leaves a numpy integer, which torch.compile would take for an array.
         module._vanilla_latent_hw = int(module._vanilla_latent_hw)

@@ -33,6 +33,7 @@ def predict_mmse(
     batch: int | None = None,
     output: Callable[[Any], Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean (the MMSE estimate) and standard deviation of `samples` predictions of `x`, one of each for every image.
 
@@ -63,6 +64,9 @@ def predict_mmse(
         instance `lambda out: out.chunk(2, 1)[0]` where the second half is a log-variance. By default as it is.
     progress
         Called after every batch with the number of predictions done and `samples`.
+    generator
+        What noise is drawn from, of the model's device: torch's default generator has its state meanwhile, for all
+        threads.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def predict_mmse(
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     moments, (ladder, compiled, reason) = Moments(), _find_ladder(model)
-    with torch.no_grad(), _evaluation(model if ladder is None else ladder):
+    with torch.no_grad(), _evaluation(model if ladder is None else ladder), _drawing_from(generator):
         once = None if ladder is None else _BottomUpOnce(ladder, compiled)
         for prediction in _predictions(model, once, x, samples, batch or default_batch(x)):
             if moments.count == 0 and (once is None or not once.shares):
@@ -90,6 +94,23 @@ def predict_mmse(
             if progress is not None:
                 progress(moments.count, samples)
     return moments.mean, moments.std()
+
+
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """torch's default generator in the state of this one, which then goes on from there: models ask for no other."""
+    if generator is None:
+        yield
+        return
+    device = generator.device
+    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
 
 
 def default_batch(x: Tensor) -> int:

@@ -66,7 +66,7 @@ def test_the_class_has_no_such_arguments() -> None:
 @pytest.mark.parametrize("mode_pred", [False, True])
 def test_a_patched_block_has_its_numbers(mode_pred: bool) -> None:
     ours, upstream = model(), model()
-    assert patch_model(ours, rng="torch") == (["0"], {})
+    assert patch_model(ours, rng="torch").patched == ["0"]
     (out, data), (expected_out, expected) = run(ours[0], mode_pred=mode_pred), run(upstream[0], mode_pred=mode_pred)
     torch.testing.assert_close(out, expected_out, rtol=1e-5, atol=1e-6)
     assert list(data) == list(expected)
@@ -188,11 +188,11 @@ def predicted(module: Predictor, shape: tuple[int, ...] = (2, 1, 16, 16)) -> tup
 def test_the_predictions_of_a_patched_module_share_the_bottom_up_pass(setup: Any) -> None:
     module, shape = Predictor(setup.build()), (2, 1, *setup.config["input_shape"])
     report = patch_model(module.model, rng="torch")
-    assert report.predictors == ()
+    assert report.predictors == []
     expected, passes = predicted(module, shape)
     assert passes == 4
     report = patch_model(module, rng="torch")
-    assert report.predictors == ("",)
+    assert report.predictors == [""]
     assert "predictions of the model share one bottom-up pass" in str(report)
     found, passes = predicted(module, shape)
     assert passes == 1

@@ -272,6 +272,18 @@ def test_a_float64_model_has_float64_moments() -> None:
     torch.testing.assert_close(found[0], loop(model, x, SAMPLES).mean(0), rtol=1e-11, atol=1e-12)
 
 
+@with_and_without_patch
+def test_a_generator_is_drawn_from_instead_of_the_default_one(patched: bool) -> None:
+    model, x = build(patched=patched), inputs_of()
+    state, generator = torch.get_rng_state(), torch.Generator().manual_seed(3)
+    mean, _ = predict_mmse(model, x, 2, generator=generator)
+    again, _ = predict_mmse(model, x, 2, generator=torch.Generator().manual_seed(3))
+    other, _ = predict_mmse(model, x, 2, generator=generator)
+    assert torch.equal(mean, again)
+    assert not torch.equal(mean, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_threads_share_a_model_in_training_mode() -> None:
     model, x, modes = build(), inputs_of(), []
     before, statistics = state_of(model), copy.deepcopy(model.state_dict())
