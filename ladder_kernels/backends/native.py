@@ -42,7 +42,7 @@ def find(device: str) -> tuple[Any, str | None]:
     if _is_cut_short(path):
         return None, f"{path} is cut short; {build}"
     try:
-        library = _declared(ctypes.CDLL(str(path)))
+        library = _declared(ctypes.CDLL(str(path)), device)
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}; {build}"
     found = library.ladder_version().decode()
@@ -63,7 +63,7 @@ def _is_cut_short(path: Path) -> bool:
     return path.stat().st_size < table + size * count
 
 
-def _declared(library: Any) -> Any:
+def _declared(library: Any, device: str) -> Any:
     """With the types of its functions, as csrc/ladder_kernels.h has them."""
     address, integer = ctypes.c_void_p, ctypes.c_int64
     library.ladder_version.restype = ctypes.c_char_p
@@ -74,6 +74,8 @@ def _declared(library: Any) -> Any:
         if name != "sample":
             scratch = getattr(library, f"ladder_{name}_scratch")
             scratch.argtypes, scratch.restype = [address], integer
+    if device == "cpu":
+        library.ladder_normal.argtypes = [address, address, integer, ctypes.c_size_t]
     return library
 
 
