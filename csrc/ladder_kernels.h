@@ -68,6 +68,10 @@ int ladder_backward(const LadderStep* step, const void* q, const void* p, const 
 // z alone, without a KL.
 int ladder_sample(const LadderStep* step, const void* q, const void* source, void* z, LadderQueue queue);
 
+// Of the CPU alone: `count` numbers, at least 16, of torch.randn in float32. `state` is what torch.Generator.get_state()
+// gives, and becomes what it would give afterwards. Returns 1, and changes nothing, where it is no such state.
+int ladder_normal(void* state, float* out, int64_t count, LadderQueue threads);
+
 #if defined(__cplusplus)
 }
 #endif

@@ -41,10 +41,14 @@ const Kernels& fastest_kernels() {
 const Kernels& fastest_kernels() { return baseline_kernels; }
 #endif
 
+}  // namespace
+
 const Kernels& kernels() {
   static const Kernels& fastest = fastest_kernels();
   return fastest;
 }
+
+namespace {
 
 // A thread's buffers. It keeps them: of their size, half a megabyte, malloc asks the system anew every time.
 struct Scratch {

@@ -63,11 +63,17 @@ struct Backward {
   bool shared_p;
 };
 
-// Each works on units [begin, end) of the grid in the calling thread, and wants `scratch_size` bytes to do it.
+// Words of the Mersenne twister that are made at a time.
+constexpr std::int64_t twister_size = 624;
+
+// Forward and backward work on units [begin, end) of the grid in the calling thread, and want `scratch_size` bytes to do
+// it. Of the other two kernels/noise.h says what they do.
 struct Kernels {
   void (*forward)(const Forward&, std::int64_t begin, std::int64_t end, void* scratch);
   void (*backward)(const Backward&, std::int64_t begin, std::int64_t end, void* scratch);
   std::size_t scratch_size;
+  void (*twist)(std::uint32_t* words);
+  void (*normal)(float* data, std::int64_t groups);
 };
 
 // GCC alone can compile a whole file for another instruction set from within it.
@@ -76,6 +82,9 @@ struct Kernels {
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 extern const Kernels baseline_kernels;
+
+// Those for this CPU.
+const Kernels& kernels();
 
 // ---- From a `LadderStep` to a plan, and from plans to the kernels of this CPU.
 

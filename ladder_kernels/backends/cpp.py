@@ -28,3 +28,13 @@ def unsupported(q: Tensor, p: Tensor | None) -> str | None:
 def run(function: Callable[..., int], arguments: tuple[Any, ...], q: Tensor) -> int:
     """On torch's threads."""
     return function(*arguments, torch.get_num_threads())
+
+
+def fill_normal(out: Tensor, state: Tensor) -> bool:
+    """Fills `out` (float32, contiguous, at least 16 elements) with what torch.randn would draw from a generator.
+
+    `state` is that of the generator, and becomes the one after the draw. False where it is none that csrc knows: then
+    nothing is changed.
+    """
+    library, _ = native.find("cpu")
+    return library.ladder_normal(state.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads()) == 0

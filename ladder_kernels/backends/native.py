@@ -50,7 +50,7 @@ def find(device: str) -> tuple[Any, str | None]:
         return None, f"{path} cannot be loaded: {error}; {build}"
     if found != version:
         return None, f"{path} is of version {found}, not {version}; {build}"
-    _declare(library)
+    _declare(library, device)
     return library, None
 
 
@@ -68,7 +68,7 @@ def _is_cut_short(path: Path) -> bool:
     return path.stat().st_size < table + size * count
 
 
-def _declare(library: Any) -> None:
+def _declare(library: Any, device: str) -> None:
     """The types of its functions, as csrc/ladder_kernels.h has them."""
     address, integer = ctypes.c_void_p, ctypes.c_int64
     library.ladder_error.restype = ctypes.c_char_p
@@ -78,6 +78,8 @@ def _declare(library: Any) -> None:
         if name != "sample":
             scratch = getattr(library, f"ladder_{name}_scratch")
             scratch.argtypes, scratch.restype = [address], integer
+    if device == "cpu":
+        library.ladder_normal.argtypes = [address, address, integer, ctypes.c_size_t]
 
 
 # ---- A step as the library is told of it: csrc/ladder_kernels.h.
