@@ -18,7 +18,7 @@ ELEMENTS_PER_THREAD = 8
 SHARED_TILE = 256
 # A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
 # its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU. Fewer programs would
-# issue less (forward pays 20 instructions a latent for a program's start and end, at one tile); whether they still hide
+# issue less (forward pays 22 instructions a latent for a program's start and end, at one tile); whether they still hide
 # the latency, only a GPU can tell.
 FULL_GRID = 512
 MAX_TILES_FORWARD, MAX_TILES_BACKWARD = 32, 8
