@@ -283,7 +283,7 @@ LADDER_FN StepGradients<T> step_gradients(const Gaussian<kind, T>& q, const Gaus
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * (latent.eps * q.std);
+    if constexpr (draw == Draw::noise) to_q_log_var += math::half_of_product(to_z, latent.eps, q.std);
     to_q_log_var -= half_to_log_q;
   }
   grads.q_raw = to_raw(to_q_log_var, q);

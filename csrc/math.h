@@ -49,6 +49,17 @@ LADDER_FN T multiply_add(T a, T b, T c) {
 #endif
 }
 
+// a b c / 2, of an infinite a too where b c is the smallest float above 0. On a GPU, where half of a is an instruction
+// and half of b is none, NaN there.
+template <class T>
+LADDER_FN T half_of_product(T a, T b, T c) {
+#if defined(__CUDA_ARCH__)
+  return a * (T(0.5) * b * c);
+#else
+  return T(0.5) * a * (b * c);
+#endif
+}
+
 template <class T>
 struct SinCos {
   T sin, cos;

@@ -63,8 +63,8 @@ def draw_noise(
 ) -> Tensor:
     """Standard normal noise from torch's generator: the numbers `Normal.rsample` draws, compiled or not.
 
-    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the same state is left. A `generator`
-    draws where it lives: one of the CPU gives the same numbers on every device.
+    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the same state is left. A
+    `generator` draws where it lives: one of the CPU gives the same numbers on every device.
     """
     if generator is not None:
         return _randn(shape, dtype, generator.device, generator).to(device)
@@ -96,7 +96,12 @@ def _is_compiled() -> bool:
 
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device, **_drawn_from(generator))
+
+
+def _drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
+    """Not named where there is none: ONNX knows no operators that take one."""
+    return {} if generator is None else {"generator": generator}
 
 
 # ---- torch.randn on a CPU, made by csrc: ATen takes one word after another of its twister, each by a call.
@@ -112,12 +117,12 @@ def _randn(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """torch.randn, made by csrc where that can and is faster, whatever backend serves: one seed, the same bits."""
-    if device.type == "cpu" and dtype == torch.float32 and not _is_watched():
-        if math.prod(shape) >= _FEWEST and reason_aten_draws() is None:
-            out = torch.empty(shape, dtype=dtype, device=device)
-            if _fill(out, torch.default_generator if generator is None else generator):
-                return out
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    fits = device.type == "cpu" and dtype == torch.float32 and math.prod(shape) >= _FEWEST
+    if fits and not _is_watched() and reason_aten_draws() is None:
+        out = torch.empty(shape, dtype=dtype, device=device)
+        if _fill(out, torch.default_generator if generator is None else generator):
+            return out
+    return torch.randn(shape, dtype=dtype, device=device, **_drawn_from(generator))
 
 
 def _is_watched() -> bool:
