@@ -54,7 +54,7 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     if generator is not None:
         return _draw_seed(generator.device, generator).to(device)
     if _is_compiled():
-        return torch.ops.ladder_kernels.draw_seed.default(torch.zeros((0,), device=device))
+        return torch.ops.ladder_kernels.draw_seed.default(torch.empty((0,), device=device))
     return _draw_seed(device)
 
 
@@ -69,7 +69,7 @@ def draw_noise(
     if generator is not None:
         return _randn(shape, dtype, generator.device, generator).to(device)
     if _is_compiled():
-        where = torch.zeros((0,), device=device)
+        where = torch.empty((0,), device=device)
         return torch.ops.ladder_kernels.draw_noise.default(where, shape, DTYPES.index(dtype))
     return _randn(shape, dtype, device)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo import trace_rules
 
 # Tests are thousands of tiny calls, for which threads only wait for each other; this is for those that start a Python.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,6 +45,8 @@ if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
 # Which functions make tensors on the default device torch finds out once: now, before `_poison` replaces some.
 with DEVICE:
     torch.zeros(())
+# So does Dynamo which functions torch has.
+trace_rules.get_torch_obj_rule_map()
 
 
 @pytest.fixture(autouse=True)

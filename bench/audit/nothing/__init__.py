@@ -33,7 +33,7 @@ def cuda() -> None:
 
 def _serve_everything(backend: Any) -> None:
     backend.unavailable = lambda: None
-    backend.unsupported = lambda q, p, source: None
+    backend.unsupported = lambda q, p: None
     select._find.cache_clear()
 
 
