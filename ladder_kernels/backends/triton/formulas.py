@@ -131,7 +131,8 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
             std += variance.floor
             log_var = 2.0 * log(std, FAST)
             exponent, inverse_a, inverse_b, rest = zero, one, one, std
-            slope = exponential * reciprocal(half_over * std, FAST)
+            # Both doubled, so that no product with the smallest floor is subnormal, which a GPU takes for 0.
+            slope = (exponential + exponential) * reciprocal((half_over + half_over) * std, FAST)
         inverse_rest = reciprocal(rest, FAST)
         return Gaussian(mean, std, exponent, rest, inverse_a, inverse_b, inverse_rest, raw, log_var, slope, clamped)
     else:
