@@ -245,8 +245,8 @@ def test_nan_in_nan_out(backend, where, analytical):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_16_bit_value_is_read_and_written_as_it_is(backend, dtype):
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+def test_16_bit_values_are_read_and_written_as_they_are(backend, dtype):
+    every = torch.arange(-(2**15), 2**15, 7, dtype=torch.int32).to(torch.int16).view(dtype)
     # A GPU may, and Triton's interpreter does, flush what is subnormal in float32 too.
     every = every[~(every.abs() < torch.finfo(torch.float32).tiny) | (every == 0)]
     z = normal_sample(torch.stack([every, torch.zeros_like(every)]).unsqueeze(0), mode=True).flatten()
@@ -256,14 +256,20 @@ def test_every_16_bit_value_is_read_and_written_as_it_is(backend, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_halfway_between_two_16_bit_values_is_rounded_to_the_even_one(backend, dtype):
-    bits = torch.arange(torch.tensor(1.0, dtype=dtype).view(torch.int16).item() + 1000, dtype=torch.int16)
+    bits = torch.arange(0, torch.tensor(2.0, dtype=dtype).view(torch.int16).item(), 5, dtype=torch.int16)
     bits = bits[bits >= 2**7] if dtype == torch.bfloat16 else bits  # as above
-    values = bits.view(dtype).float()
-    noise = ((values[:-1] + values[1:]) / 2).view(1, 1, -1)
+    noise = ((bits.view(dtype).float() + (bits + 1).view(dtype).float()) / 2).view(1, 1, -1)
     parameters = torch.zeros(1, 2, noise.numel(), dtype=dtype)
     z = normal_sample(parameters, noise=noise, variance=VarianceMap("exp"))
     truncates = interpreted(backend) and dtype == torch.bfloat16
     assert torch.equal(z, oracle.truncated(noise) if truncates else noise.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_nan_is_nan_in_16_bits_whatever_its_own_bits(backend, dtype):
+    """Rounded like a number, the first would become -0, the second 0."""
+    noise = torch.tensor([2**31 - 1, -1], dtype=torch.int32).view(torch.float32).view(1, 1, 2)
+    assert normal_sample(torch.zeros(1, 2, 2, dtype=dtype), noise=noise).isnan().all()
 
 
 def test_infinite_noise_with_a_temperature_is_infinite(backend):

@@ -26,6 +26,8 @@ SHAPES = {
     "2D, nothing divides": (3, 5, 7, 9),
     "2D, wide": (1, 2, 3, 70),
     "2D, space of one": (3, 6, 1, 1),
+    "2D, four units of rows": (1, 8, 33, 40),
+    "2D, four units of columns": (1, 2, 70, 45),
     "3D": (2, 3, 2, 5, 4),
     "batch of none": (0, 3, 4, 4),
 }
