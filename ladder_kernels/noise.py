@@ -11,6 +11,7 @@ import ctypes
 import functools
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,8 +64,8 @@ def draw_noise(
 ) -> Tensor:
     """Standard normal noise from torch's generator: the numbers `Normal.rsample` draws, compiled or not.
 
-    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the same state is left. A `generator`
-    draws where it lives: one of the CPU gives the same numbers on every device.
+    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the generator is left as ATen
+    leaves it. A `generator` draws where it lives: one of the CPU gives the same numbers on every device.
     """
     if generator is not None:
         return _randn(shape, dtype, generator.device, generator).to(device)
@@ -103,6 +104,7 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -
 
 _FEWEST = 4096  # for fewer numbers, getting and setting the state takes longer than ATen
 _STATE_SIZE = 5056  # bytes
+_QUICK = 10_000  # nanoseconds
 
 # Getting a generator's state, drawing and setting it: one step to whoever draws here.
 _drawing = threading.Lock()
@@ -112,11 +114,11 @@ def _randn(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """torch.randn, made by csrc where that can and is faster, whatever backend serves: one seed, the same bits."""
-    if device.type == "cpu" and dtype == torch.float32 and not _is_watched():
-        if math.prod(shape) >= _FEWEST and reason_aten_draws() is None:
-            out = torch.empty(shape, dtype=dtype, device=device)
-            if _fill(out, torch.default_generator if generator is None else generator):
-                return out
+    ours = device.type == "cpu" and dtype == torch.float32 and not _is_watched() and math.prod(shape) >= _FEWEST
+    if ours and reason_aten_draws() is None:
+        out = torch.empty(shape, dtype=dtype, device=device)
+        if _fill(out, torch.default_generator if generator is None else generator):
+            return out
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
@@ -134,14 +136,21 @@ def _fill(out: Tensor, generator: torch.Generator) -> bool:
     """Whether `out` is drawn and the generator moved on. Not if a thread has drawn from it by ATen in the meantime.
 
     Such a thread knows nothing of our lock, and ATen's cannot be had from here. It goes unseen between the last look at
-    the state and its setting, a microsecond later; then its numbers are drawn a second time.
+    the state and its setting, some microseconds later; then its numbers are drawn a second time.
     """
     cpp: Any = select.load("cpp")
     with _drawing:
         state = generator.get_state()
         before = _bytes(state)
-        if not cpp.fill_normal(out, state) or _bytes(generator.get_state()) != before:
+        if not cpp.fill_normal(out, state):
             return False
+        # To look gives up the GIL, and who takes it may draw many times: then it takes long, and is worth another look.
+        for _ in range(8):
+            start = time.perf_counter_ns()
+            if _bytes(generator.get_state()) != before:
+                return False
+            if time.perf_counter_ns() - start < _QUICK:
+                break
         generator.set_state(state)
         return True
 
