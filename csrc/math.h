@@ -294,7 +294,7 @@ LADDER_FN SinCos<float> sincos_turns(float u) {
   return sincos_from(quarter, u - 0.25f * quarter.value);
 }
 
-// sin and cos of an angle between 0 and 2 pi. Error at most XXX.
+// sin and cos of an angle between 0 and 2 pi. Error at most 1.3e-7.
 LADDER_FN SinCos<float> sincos(float angle) {
   // The first part of pi / 2 has 16 bits, so quarters of it are exact, and so is the difference.
   const Rounded quarter = round(angle * 0.636619772f);
