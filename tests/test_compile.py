@@ -101,7 +101,7 @@ def test_inductors_own_cpp_calls_every_operator(name, monkeypatch):
 
     def call(q, p):
         source = {"seed": draw_seed(q.device)}
-        step = normal_sample_kl(q, p, variance=VarianceMap(raw_max=20), window=2, temperature=0.5, **source)
+        step = normal_sample_kl(q, p, variance=VarianceMap("stable", raw_max=20), window=2, temperature=0.5, **source)
         return *(out for out in step if out is not None and out.requires_grad), normal_sample(q)
 
     leaves = [torch.randn(2, 6, 4, 6, requires_grad=True) for _ in range(2)]
