@@ -18,6 +18,8 @@ enum class Draw { noise, latent, mode };
 // Which divergence is computed or differentiated.
 enum class KL { none, monte_carlo, analytic };
 
+constexpr double half_log_two_pi = 0.918938533204672742;
+
 // How a raw value r becomes a variance v or a std s.
 enum class Variance {
   stable,    // v = exp(r) up to 0 and 1 + r above, plus the floor
@@ -281,7 +283,7 @@ LADDER_FN StepGradients<T> step_gradients(const Gaussian<kind, T>& q, const Gaus
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * (latent.eps * q.std);
+    if constexpr (draw == Draw::noise) to_q_log_var += math::half_of_product(to_z, latent.eps, q.std);
     to_q_log_var -= half_to_log_q;
   }
   grads.q_raw = to_raw(to_q_log_var, q);

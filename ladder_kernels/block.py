@@ -52,6 +52,13 @@ class NormalStochasticBlock(Stages):
         Raise upstream's ValueError for invalid parameters, at the cost of one host synchronisation per call.
     """
 
+    # Of a patched block its own version of upstream decides.
+    _crops_each_dim = False
+    # What upstream's block does not have; on the class, so that a patched one has them too.
+    allow_oddsizes = False
+    rng: Literal["torch", "philox"] | None = None
+    validate_args = False
+
     def __init__(
         self,
         c_in: int,
@@ -89,24 +96,17 @@ class NormalStochasticBlock(Stages):
     def set_options(
         self,
         *,
-        allow_oddsizes: bool = False,
+        allow_oddsizes: bool | None = None,
         rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
+        validate_args: bool | None = None,
     ) -> None:
-        """Set the options that upstream's block does not have; the class docstring tells them."""
-        self.check_options(allow_oddsizes=allow_oddsizes, rng=rng, validate_args=validate_args)
-        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
+        """Set options that upstream's block does not have; the class docstring tells them. None: it stays as it is.
 
-    @staticmethod
-    def check_options(
-        *,
-        allow_oddsizes: bool = False,
-        rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
-    ) -> None:
-        """Raise ValueError or TypeError for options that `set_options` would not take."""
-        if rng not in (None, "torch", "philox"):
-            raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
+        Raises ValueError for an unknown `rng`.
+        """
+        check_rng(rng)
+        options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
+        vars(self).update({name: value for name, value in options.items() if value is not None})
 
     def forward(
         self,
@@ -268,9 +268,9 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes or q.shape[-1] % 2 == 0:
+        if allow_oddsizes or self.allow_oddsizes:
             return q
-        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
+        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:], self._crops_each_dim))
 
     def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
         return parameter_pair(packed, self._variance(var_clip_max))
@@ -320,6 +320,12 @@ class NormalStochasticBlock(Stages):
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls, own = type(self), self.__dict__
         return any(name in own or getattr(cls, name) is not stage for name, stage in _STAGES)
+
+
+def check_rng(rng: Any) -> None:
+    """Raise ValueError for what is no option `rng` of a block."""
+    if rng not in (None, "torch", "philox"):
+        raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
 
 
 def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:

@@ -7,12 +7,17 @@ Element i of a latent, in memory order, takes lane i % 4 of the block with key =
 depends on the seed alone: not on the backend, the block size or the launch.
 """
 
+import ctypes
+import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ladder_kernels.backends import select
 from ladder_kernels.backends.step import DTYPES, compute_dtype
 from ladder_kernels.geometry import in_memory_order, is_channels_last, latent_shape
 
@@ -56,16 +61,17 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 def draw_noise(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not.
+    """Standard normal noise from torch's generator: the numbers `Normal.rsample` draws, compiled or not.
 
-    A `generator` draws where it lives: one of the CPU gives the same numbers on every device.
+    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the same state is left. A
+    `generator` draws where it lives: one of the CPU gives the same numbers on every device.
     """
     if generator is not None:
-        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+        return _randn(shape, dtype, generator.device, generator).to(device)
     if _is_compiled():
         where = torch.zeros((0,), device=device)
         return torch.ops.ladder_kernels.draw_noise.default(where, shape, DTYPES.index(dtype))
-    return torch.randn(shape, dtype=dtype, device=device)
+    return _randn(shape, dtype, device)
 
 
 def noise_of_seed(seed: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -90,7 +96,88 @@ def _is_compiled() -> bool:
 
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device, **_drawn_from(generator))
+
+
+def _drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
+    """Not named where there is none: ONNX knows no operators that take one."""
+    return {} if generator is None else {"generator": generator}
+
+
+# ---- torch.randn on a CPU, made by csrc: ATen takes one word after another of its twister, each by a call.
+
+_FEWEST = 4096  # for fewer numbers, getting and setting the state takes longer than ATen
+_STATE_SIZE = 5056  # bytes
+
+# Getting a generator's state, drawing and setting it: one step to whoever draws here.
+_drawing = threading.Lock()
+
+
+def _randn(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """torch.randn, made by csrc where that can and is faster, whatever backend serves: one seed, the same bits."""
+    fits = device.type == "cpu" and dtype == torch.float32 and math.prod(shape) >= _FEWEST
+    if fits and not _is_watched() and reason_aten_draws() is None:
+        out = torch.empty(shape, dtype=dtype, device=device)
+        if _fill(out, torch.default_generator if generator is None else generator):
+            return out
+    return torch.randn(shape, dtype=dtype, device=device, **_drawn_from(generator))
+
+
+def _is_watched() -> bool:
+    """Whether torch.randn itself is to be seen: by a compiler, a tracer, fake tensors, torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _fill(out: Tensor, generator: torch.Generator) -> bool:
+    """Whether `out` is drawn and the generator moved on. Not if a thread has drawn from it by ATen in the meantime.
+
+    Such a thread knows nothing of our lock, and ATen's cannot be had from here. It goes unseen between the last look at
+    the state and its setting, a microsecond later; then its numbers are drawn a second time.
+    """
+    cpp: Any = select.load("cpp")
+    with _drawing:
+        state = generator.get_state()
+        before = _bytes(state)
+        if not cpp.fill_normal(out, state) or _bytes(generator.get_state()) != before:
+            return False
+        generator.set_state(state)
+        return True
+
+
+def _bytes(state: Tensor) -> bytes:
+    return ctypes.string_at(state.data_ptr(), state.numel())
+
+
+@functools.cache
+def reason_aten_draws() -> str | None:
+    """Why a CPU's noise is made by ATen in this process and not by csrc, or None.
+
+    Both draw from the same state, at counts around a group of Box-Muller (16) and a block of the twister (624).
+    """
+    if select.default("cpu") != "cpp":
+        return "the backend cpp does not serve"
+    ours, atens = (torch.Generator("cpu").manual_seed(20260822) for _ in range(2))
+    size = ours.get_state().numel()
+    if size != _STATE_SIZE:
+        return f"a generator's state has {size} bytes, not {_STATE_SIZE}"
+    for generator in (ours, atens):
+        torch.randn(3, dtype=torch.float32, device="cpu", generator=generator)  # keeps a fourth in the state
+    for count in (16, 17, 31, 32, 560, 623, 624, 625, 640, 1264):
+        out = torch.empty(count, dtype=torch.float32, device="cpu")
+        filled = _fill(out, ours)
+        difference = out - torch.randn(count, dtype=torch.float32, device="cpu", generator=atens)
+        if not filled or not (difference.abs() <= 1e-6).all():
+            return f"{count} numbers made by csrc are not those of torch.randn"
+        if not torch.equal(ours.get_state(), atens.get_state()):
+            return f"after {count} numbers csrc leaves another state than torch.randn"
+    return None
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -114,7 +201,7 @@ _define(
     # The dtype by number: a package of AOTInductor writes those by one numbering and reads them by another, so that
     # float32 comes back as float64 (torch 2.11).
     "(Tensor where, SymInt[] shape, int dtype) -> Tensor",
-    lambda where, shape, dtype: torch.randn(shape, dtype=DTYPES[dtype], device=where.device),
+    lambda where, shape, dtype: _randn(shape, DTYPES[dtype], where.device),
     lambda where, shape, dtype: where.new_empty(shape, dtype=DTYPES[dtype]),
 )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.backends.outputs import Look, gradient_looks, has_outputs, output_looks
-from ladder_kernels.backends.select import load
+from ladder_kernels.backends.select import PLAIN, load
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
 from ladder_kernels.geometry import is_channels_last
 from ladder_kernels.noise import is_exporting
@@ -127,14 +127,12 @@ class Incoming(NamedTuple):
         return Incoming(tuple(asked), (needs_q, needs_p, needs_latent), StepGrads(*grads))
 
 
-@torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     q, p, source = _bare(q, p, source)
     step, backend = Asked.of_real(q, *asked)
     return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
-@torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, grads = Incoming.of(rest)
     q, p, source = _bare(q, p, source)
@@ -143,30 +141,42 @@ def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: An
     return tuple(_or_empty(grad, q) for grad in found)
 
 
-@torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
 def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     q, source = _bare(q, source)
     step, backend = Asked.of_real(q, *asked)
     return load(backend).sample(q, source, step)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::step")
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     step, _ = Asked.of(q, *asked)
     return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, _ = Incoming.of(rest)
     step, _ = Asked.of(q, *asked)
     return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::sample")
 def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     step, _ = Asked.of(q, *asked)
     return _empty(output_looks(q, None, source, step)[0], q)
+
+
+class _Operator(NamedTuple):
+    real: Callable[..., Any]
+    fake: Callable[..., Any]
+
+
+_OPERATORS = {
+    "step": _Operator(_step, _fake_step),
+    "step_backward": _Operator(_step_backward, _fake_step_backward),
+    "sample": _Operator(_sample, _fake_sample),
+}
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+for _name, _functions in _OPERATORS.items():
+    _library.impl(_name, _functions.real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _functions.fake)
 
 
 def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
@@ -174,24 +184,31 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 
     Unlike torch's own `register_autograd` this takes a Function that others call as well.
     """
-    operator = getattr(torch.ops.ladder_kernels, name).default
+    real, operator = _OPERATORS[name].real, getattr(torch.ops.ladder_kernels, name).default
 
     def call(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             found = differentiable(*arguments)
             return tuple(_or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
+        if not is_recorded(tensors):  # the dispatcher takes as long as a small step to get there
+            return real(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     _library.impl(name, call, "Autograd", with_keyset=True)
 
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return not PLAIN.issuperset(map(type, tensors))
 
 
 def _bare(*tensors: Any) -> tuple[Any, ...]:
     """Without subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
-    return tuple(each if each is None else each.as_subclass(Tensor) for each in tensors)
+    return tuple(each if type(each) in PLAIN else each.as_subclass(Tensor) for each in tensors)
 
 
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:

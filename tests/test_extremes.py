@@ -12,6 +12,7 @@ from ladder_kernels import normal_sample, normal_sample_kl
 from ladder_kernels.variance import VarianceMap
 from tests import oracle
 from tests.against_oracle import check, run
+from tests.conftest import interpreted
 from tests.inputs import one, options, packed, tensors
 from tests.maps import MAPS
 
@@ -176,11 +177,20 @@ def test_variances_below_the_range_of_floats_keep_their_logarithm(backend, analy
 
 
 def test_a_gradient_beyond_the_range_of_floats_is_infinite_and_not_nan(backend):
-    """1e19 / e^-50, twice, is infinite; half of the smallest noise would be 0."""
-    given = {"q_params": one(1e19, 0.0), "p_params": one(0.0, -100.0), "noise": torch.full((1, 1, 1), 1.5e-45)}
+    """1e19 / e^-50, twice, is infinite; half of the smallest noise would be 0, and is in CUDA (csrc/math.h)."""
+    noise = torch.full((1, 1, 1), 1e-37 if backend == "cuda" else 1.5e-45)
+    given = {"q_params": one(1e19, 0.0), "p_params": one(0.0, -100.0), "noise": noise}
     _, grads = run(normal_sample_kl, given, {"variance": VarianceMap("exp")}, {"kl_samplewise": torch.tensor([1.9])})
     assert grads["q_params"].flatten().tolist() == [math.inf, math.inf]
     assert grads["p_params"].flatten().tolist() == [-math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+def test_a_square_beyond_the_range_is_first_scaled_by_the_gradient(backend, analytical):
+    given = {"q_params": one(2.5e19, 0.0), "p_params": one(0.0, 0.0)}
+    options = {"mode": True, "analytical_kl": analytical, "variance": VarianceMap("exp")}
+    _, grads = run(normal_sample_kl, given, options, {"kl_samplewise": torch.tensor([0.1])})
+    torch.testing.assert_close(grads["p_params"], one(-2.5e18, -0.05 * 2.5e19 * 2.5e19))
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
@@ -232,6 +242,28 @@ def test_nan_in_nan_out(backend, where, analytical):
     assert outputs["logvar_max"].isnan() == (where == "q logvar")
     assert grads["q_params"].isnan().any() != noise_is_unused
     assert torch.isfinite(grads["q_params"][0]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_value_is_read_and_written_as_it_is(backend, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    # A GPU may, and Triton's interpreter does, flush what is subnormal in float32 too.
+    every = every[~(every.abs() < torch.finfo(torch.float32).tiny) | (every == 0)]
+    z = normal_sample(torch.stack([every, torch.zeros_like(every)]).unsqueeze(0), mode=True).flatten()
+    assert torch.equal(z.isnan(), every.isnan())
+    assert torch.equal(z[~z.isnan()].view(torch.int16), every[~every.isnan()].view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halfway_between_two_16_bit_values_is_rounded_to_the_even_one(backend, dtype):
+    bits = torch.arange(torch.tensor(1.0, dtype=dtype).view(torch.int16).item() + 1000, dtype=torch.int16)
+    bits = bits[bits >= 2**7] if dtype == torch.bfloat16 else bits  # as above
+    values = bits.view(dtype).float()
+    noise = ((values[:-1] + values[1:]) / 2).view(1, 1, -1)
+    parameters = torch.zeros(1, 2, noise.numel(), dtype=dtype)
+    z = normal_sample(parameters, noise=noise, variance=VarianceMap("exp"))
+    truncates = interpreted(backend) and dtype == torch.bfloat16
+    assert torch.equal(z, oracle.truncated(noise) if truncates else noise.to(dtype))
 
 
 def test_infinite_noise_with_a_temperature_is_infinite(backend):

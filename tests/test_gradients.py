@@ -181,7 +181,8 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_what_does_not_depend_on_a_differentiable_input_has_gradient_zero(backend, create_graph):
     p = packed((2, 2, 3, 3)).requires_grad_()
-    z = normal_sample_kl(packed((2, 2, 3, 3)), p, noise=torch.randn(2, 2, 3, 3)).z
+    q = packed((2, 2, 3, 3)).requires_grad_()
+    z = normal_sample_kl(q, p, noise=torch.randn(2, 2, 3, 3)).z
     (grad,) = torch.autograd.grad(z, p, torch.randn(z.shape), create_graph=create_graph)
     assert torch.equal(grad, torch.zeros_like(p))
 

@@ -27,6 +27,24 @@ def test_every_memory_layout(backend, q_layout, p_layout):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_crop_whose_rows_end_inside_of_what_a_backend_takes_at_a_time(backend, memory_format):
+    wide = torch.randn(1, 4, 72, 50).contiguous(memory_format=memory_format)
+    crop, dense = wide[:, :, 1:71, 2:47], wide[:, :, 1:71, 2:47].clone(memory_format=memory_format)
+    assert crop.stride() != dense.stride()
+    results = []
+    for leaf in (crop.detach().requires_grad_(), dense.requires_grad_()):
+        step = normal_sample_kl(leaf, leaf, seed=3)
+        (grad,) = torch.autograd.grad(step.z, leaf, torch.linspace(-1, 1, step.z.numel()).view(step.z.shape))
+        results.append((step.z, step.kl_spatial, grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_position_has_the_strides_of_a_contiguous_tensor(backend):
+    assert normal_sample_kl(packed((2, 3, 1, 1)), None).z.stride() == (3, 1, 1, 1)
+
+
 def test_z_is_dense_in_the_layout_of_q(backend):
     q = packed((2, 4, 6, 5))
     assert normal_sample_kl(q, None).z.is_contiguous()

@@ -19,7 +19,7 @@ from tests.inputs import options, packed, tensors
 SHAPES = {"image": (2, 3, 5, 7), "video": (2, 3, 3, 4, 5)}
 MAPS = {
     name: getattr(VarianceMap, name)()
-    for name in ("careamics", "hdn", "diffusers", "vdvae", "cosdd", "efficient_vdvae")
+    for name in ("careamics", "juglab_hdn", "diffusers", "vdvae", "cosdd", "efficient_vdvae")
 }
 
 

@@ -115,6 +115,23 @@ def test_the_tiles_cover_every_row_and_column_once(shape):
         assert tiles.masked == (covered != rows or columns % tiles.block_columns != 0)
 
 
+@pytest.mark.parametrize(("shape", "longest"), [((2, 6, 10, 9), 0), ((2, 40, 4, 4), 1), ((9, 6, 10, 9), 2)], ids=str)
+def test_the_longest_dim_of_a_grid_comes_first_where_others_may_not_be_long(monkeypatch, shape, longest):
+    q, p = packed(shape).requires_grad_(), packed(shape)
+    monkeypatch.setattr(plan, "TILE", 64)
+    monkeypatch.setattr(plan, "MAX_COLUMNS", 16)
+
+    def run():
+        settings.forget()
+        step = normal_sample_kl(q, p, seed=5)
+        return (*step[:2], *step[3:6], *torch.autograd.grad(step.kl_spatial.square().sum(), q))
+
+    expected = run()
+    monkeypatch.setattr(plan, "MAX_GRID", 1)
+    assert plan.make_plan(shape, q.stride(), p.stride(), None, False).forward.first_axis() == longest
+    assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
+
+
 def test_samples_beyond_32_bits_are_addressed_with_64():
     shape = (1, 2**16, 2**8, 2**8)
     strides = (2**33, 2**16, 2**8, 1)
@@ -221,8 +238,9 @@ def test_the_fast_formulas_divide_zero_by_a_std_of_zero(kind, analytical):
 def test_the_fast_formulas_keep_the_logarithm_of_a_ratio_that_underflows():
     """vq / vp is 1e-6 / 3e38, which no float32 holds."""
     q, p = (torch.tensor([0.0, raw]).view(1, 2, 1, 1) for raw in (-103.0, 3e38))
-    step = normal_sample_kl(q, p, mode=True, analytical_kl=True)
-    exact = oracle.step(q.double(), p.double(), noise=torch.zeros(1, 1, 1, 1).double(), analytical_kl=True)
+    options = {"analytical_kl": True, "variance": VarianceMap("stable")}
+    step = normal_sample_kl(q, p, mode=True, **options)
+    exact = oracle.step(q.double(), p.double(), noise=torch.zeros(1, 1, 1, 1).double(), **options)
     torch.testing.assert_close(step.kl_samplewise.double(), exact["kl_samplewise"], rtol=1e-5, atol=0)
 
 

@@ -87,6 +87,16 @@ def test_nan_stays_nan_and_the_largest_value_is_clamped(backend, kind):
     torch.testing.assert_close(finite.logvar_max, 2 * expected[2].log())
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_the_largest_log_variance_is_one_of_the_tensors_own(backend, channels_last):
+    """Below 0, and of a size that leaves gaps: what fills them up does not count."""
+    q = -3.0 - torch.rand(2, 6, 5, 7)
+    q = q.contiguous(memory_format=torch.channels_last) if channels_last else q
+    for step in (normal_sample_kl(q, None, variance=VarianceMap("exp")), normal_sample_kl(q, q, mode=True)):
+        assert step.qvar_max < -2.9
+    torch.testing.assert_close(normal_sample_kl(q, None, variance=VarianceMap("exp")).qvar_max, q[:, 3:].max())
+
+
 def test_a_map_is_a_value():
     one, same = VarianceMap("exp", raw_max=2.0), VarianceMap("exp", raw_max=2.0)
     assert one == same

@@ -101,7 +101,10 @@ class StepGrads(NamedTuple):
 
     def have_kl(self) -> bool:
         """Whether any KL was used."""
-        return any(grad is not None for grad in (*self[1:5], self.kl_elementwise))
+        _, samplewise, restricted, channelwise, spatial, _, _, elementwise = self
+        # Not by a loop, which takes ten times as long.
+        absent = samplewise is None and restricted is None and channelwise is None and spatial is None
+        return not (absent and elementwise is None)
 
 
 class _Typed(Protocol):

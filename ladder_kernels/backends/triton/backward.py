@@ -11,6 +11,7 @@ from ladder_kernels.backends.triton.tile import (
     in_latent,
     inside,
     load_gaussian,
+    load_seed,
     load_source,
     load_tile,
     place_tile,
@@ -55,7 +56,7 @@ def backward_kernel(
     program = this_program(mode)
     p_mean_sum = tl.zeros([mode.block_rows, mode.block_columns], mode.compute)
     p_raw_sum = tl.zeros([mode.block_rows, mode.block_columns], mode.compute)
-    seed = tl.load(source.data) if mode.draw == "seed" else 0
+    seed = load_seed(source, mode)
 
     for tile_index in range(layout.tiles):
         sample, row_tile = program.sample, program.row_block

@@ -15,6 +15,7 @@ from ladder_kernels.backends.triton.tile import (
     in_latent,
     inside,
     load_gaussian,
+    load_seed,
     load_source,
     place_tile,
     store_latent,
@@ -50,7 +51,7 @@ def forward_kernel(
     log_q_sum = tl.zeros([mode.block_rows, mode.block_columns // TOGETHER], mode.compute)
     largest_raw = tl.full([mode.block_rows, mode.block_columns], float("-inf"), mode.compute)
     restricted = tl.zeros([mode.block_rows], mode.compute)
-    seed = tl.load(source.data) if mode.draw == "seed" else 0
+    seed = load_seed(source, mode)
 
     for tile_index in range(layout.tiles):
         row_tile = program.row_block * layout.tiles + tile_index

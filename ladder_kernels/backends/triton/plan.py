@@ -5,16 +5,21 @@ from typing import NamedTuple
 
 Strides = tuple[int, ...]
 
-# Columns of a tile: one warp's eight elements a thread (two 128-bit accesses in float32, one in 16 bit), which
-# keeps a row's sum inside a warp. At least 16, so that tiny latents still fill vectors of four.
+# The reasons are counts of what compiled kernels ask for (bench/NOTES.md, "What a Triton kernel asks of a GPU").
+# Columns of a tile. 256 left twice the partial sums and read mixed layouts twice from L2; 64 and 32 spread what lies
+# strided or misaligned over more lines of memory. At least 16, so that tiny latents still fill vectors.
 MAX_COLUMNS, MIN_COLUMNS = 128, 16
+# A narrower tile must leave so many fewer lanes idle: with few columns to a row, more of them are in each thread.
+IDLE_LANES = 1.05
 # Elements of a tile: eight a thread with 128 threads; more spills, fewer pays the tile's addresses more often.
 TILE = 1024
 ELEMENTS_PER_THREAD = 8
 # One warp's: a batch-1 p's gradient walks the batch in turn, so parallelism must come from small tiles.
 SHARED_TILE = 256
 # A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
-# its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU.
+# its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU. Fewer programs would
+# issue less (forward pays 22 instructions a latent for a program's start and end, at one tile); whether they still hide
+# the latency, only a GPU can tell.
 FULL_GRID = 512
 MAX_TILES_FORWARD, MAX_TILES_BACKWARD = 32, 8
 # Of the second and third dim of a CUDA grid.
@@ -113,12 +118,12 @@ def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: in
 
 
 def _tile_columns(columns: int) -> int:
-    """The widest tile, unless a narrower one leaves 5 % fewer lanes without an element."""
+    """The widest tile that leaves few lanes without an element."""
     widths = [MAX_COLUMNS]
     while widths[-1] > MIN_COLUMNS:
         widths.append(widths[-1] // 2)
     covered = [-(-columns // width) * width for width in widths]
-    return next(width for width, elements in zip(widths, covered, strict=True) if elements <= 1.05 * min(covered))
+    return next(width for width, elements in zip(widths, covered, strict=True) if elements <= IDLE_LANES * min(covered))
 
 
 def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:

@@ -1,12 +1,12 @@
 """The sampling kernel: two reads, one write."""
 
 import triton
-import triton.language as tl
 
 from ladder_kernels.backends.triton.formulas import draw_latent
 from ladder_kernels.backends.triton.tile import (
     in_latent,
     load_gaussian,
+    load_seed,
     load_source,
     place_tile,
     store_latent,
@@ -26,7 +26,7 @@ def sample_kernel(
 ):
     """One program: a sample, a block of columns, tiles down the rows."""
     program = this_program(mode)
-    seed = tl.load(source.data) if mode.draw == "seed" else 0
+    seed = load_seed(source, mode)
 
     for tile_index in range(layout.tiles):
         row_tile = program.row_block * layout.tiles + tile_index

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.outputs import Look, New, gradient_looks, new, output_looks
+from ladder_kernels.backends.outputs import Look, New, flowing, gradient_looks, new, output_looks
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
@@ -131,7 +131,8 @@ def backward(
 ) -> BackwardSettings:
     """`incoming` are the gradients that arrive at z, at the five KLs and at logprob_q."""
     shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    step, p, source = _flowing(step, p, source, incoming)
+    z, *kls, log_q = (grad is not None for grad in incoming)
+    step, p, source = flowing(step, p, source, to_z=z, to_kl=any(kls), to_log_q=log_q)
     plan = _plan(q, p, source, step)
     shared_p = needs[1] and p is not None and p.shape[0] == 1 and shape[0] > 1
     tiles = plan.backward_shared if shared_p else plan.backward
@@ -162,19 +163,6 @@ def forget() -> None:
     """Whatever was found out; for whoever changes what it was found from."""
     for found in (forward, sample, backward):
         found.cache_clear()
-
-
-def _flowing(
-    step: Step, p: Look | None, source: Look | None, incoming: tuple[Look | None, ...]
-) -> tuple[Step, Look | None, Look | None]:
-    """The part of the step that gradients flow through: what nothing arrives at is not read."""
-    z, *kls, logprob_q = incoming
-    if not any(kls):
-        step, p = step._replace(kl="none"), None
-    eps_used = (logprob_q if step.draw == "latent" else z) is not None
-    if not eps_used and step.kl != "monte_carlo":
-        step, source = step._replace(draw="mode"), None
-    return step, p, source
 
 
 def _plan(q: Look, p: Look | None, source: Look | None, step: Step) -> Plan:

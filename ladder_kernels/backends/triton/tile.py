@@ -129,6 +129,19 @@ def load_gaussian(packed, place, space, mask, variance, mode):
 
 
 @triton.jit
+def load_seed(source, mode):
+    """The seed, of which Philox makes the source; 0 where it does not."""
+    if mode.draw != "seed":
+        return 0
+    elif mode.aligned:
+        return tl.load(source.data)
+    else:
+        # Triton keeps the layout of a loaded tile through all that comes of it. That of a lone number it chooses anew
+        # at every join of normals, by way of shared memory: 12 instructions a latent.
+        return tl.load(source.data + tl.zeros([mode.block_rows, mode.block_columns // 8], tl.int32))
+
+
+@triton.jit
 def load_source(source, seed, place, space, mask, mode):
     """What z is drawn from: noise, given or of the seed, or the given latent; zero for the mode."""
     if mode.draw == "mode":
