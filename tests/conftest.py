@@ -14,8 +14,6 @@ if not torch.cuda.is_available():
     # Read when a kernel is declared, hence before the package is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from torch._dynamo import trace_rules
-
 from ladder_kernels import use_backend
 from ladder_kernels.backends import native
 
@@ -46,8 +44,6 @@ if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
 # Which functions make tensors on the default device torch finds out once: now, before `_poison` replaces some.
 with DEVICE:
     torch.zeros(())
-# So does Dynamo which functions torch has.
-trace_rules.get_torch_obj_rule_map()
 
 
 @pytest.fixture(autouse=True)
