@@ -23,14 +23,6 @@ std::int64_t size_of(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-View batch_view(const at::Tensor& tensor, const Grid& grid) {
-  View view;
-  view.data = tensor.data_ptr();
-  view.dtype = dtype_of(tensor);
-  view.batch = tensor.size(0) == grid.batch ? tensor.stride(0) : 0;
-  return view;
-}
-
 // The dims of space are the last of `tensor`, from `first` on.
 void set_space(View& view, const at::Tensor& tensor, std::int64_t first) {
   const std::int64_t lead = 3 - (tensor.dim() - first);
@@ -110,22 +102,28 @@ View packed_view(const at::Tensor& packed, const Grid& grid) {
 }
 
 View latent_view(const at::Tensor& latent, const Grid& grid) {
-  View view = batch_view(latent, grid);
+  View view = sample_view(latent, grid);
   view.channel = latent.stride(1);
   set_space(view, latent, 2);
   return view;
 }
 
-View sample_view(const at::Tensor& values, const Grid& grid) { return batch_view(values, grid); }
+View sample_view(const at::Tensor& values, const Grid& grid) {
+  View view;
+  view.data = values.data_ptr();
+  view.dtype = dtype_of(values);
+  view.batch = values.size(0) == grid.batch ? values.stride(0) : 0;
+  return view;
+}
 
 View channel_view(const at::Tensor& values, const Grid& grid) {
-  View view = batch_view(values, grid);
+  View view = sample_view(values, grid);
   view.channel = values.stride(1);
   return view;
 }
 
 View space_view(const at::Tensor& values, const Grid& grid) {
-  View view = batch_view(values, grid);
+  View view = sample_view(values, grid);
   set_space(view, values, 1);
   return view;
 }
@@ -165,7 +163,7 @@ bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initiali
 }
 
 Tiles tiles_of(const Grid& grid, int width, int most_turns) {
-  const int lanes = power_of_two(divide_up(grid.columns, width), max_columns / width);
+  const int lanes = power_of_two(divide_up(grid.columns, width), max_lanes);
   const int rows = power_of_two(grid.rows, max_threads / lanes);
   const std::int64_t column_blocks = divide_up(grid.columns, lanes * width), row_tiles = divide_up(grid.rows, rows);
   const std::int64_t wanted = grid.batch * column_blocks * row_tiles / full_grid;
