@@ -23,8 +23,10 @@ DTYPES = {
     "sums_kernelIf": "float32",
     "sums_kernelId": "float64",
 }
-# Of all values moved per latent, those of p and of its gradient.
+# Of all values moved per latent, those of p and of its gradient; and those that a mode or a given latent moves besides:
+# a mode's sample reads means alone, and a latent has a gradient.
 VALUES_OF_P = {"forward": 2, "backward": 4, "sample": 0}
+VALUES_OF_DRAW = {("sample", "mode"): -1, ("backward", "latent"): 1}
 
 
 def extract_cubins(folder: str) -> list[str]:
@@ -52,22 +54,24 @@ def _target(cubin: str) -> str:
 
 
 def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str, Any]:
-    found = re.search(r"\d(backward_shared|forward|backward|sample|sums)_kernel", symbol)
+    found = re.search(r"\d(forward|backward|sample|sums)_kernel", symbol)
     dtype = re.search("|".join(DTYPES), symbol)
     if found is None or dtype is None:
         raise ValueError(f"unknown kernel {symbol}")
     direction = found.group(1)
-    path = re.search(r"HotPathILNS_2KLE(\d)ELNS_8VarianceE(\d)ELb(\d)ELb(\d)E", symbol)
+    one_p = direction == "backward" and re.search(r"ELb1EEEv", symbol) is not None
+    path = re.search(r"OptionsILNS_4DrawE(\d)ELNS_2KLE(\d)ELNS_8VarianceE(\d)EEELb(\d)E", symbol)
     if path is None:
-        kernel = direction.replace("backward_shared", "backward, one p")
+        kernel = "backward, one p" if one_p else direction
         return row(Variant("cuda", target, kernel, DTYPES[dtype.group()], ""), cost, None, 0, compiler)
-    kl, variance, philox, p = map(int, path.groups())
-    options = [("stable", "exp", "logstd", "softplus")[variance], "philox" if philox else "given noise"]
+    draw, kl, variance, p = map(int, path.groups())
+    options = [("stable", "exp", "logstd", "softplus")[variance], ("noise", "latent", "mode")[draw]]
     if direction != "sample":
-        options.append("p" if p else "no p")
+        options.append("one p" if one_p else "p" if p else "no p")
     # A sample never has a KL; a forward pass without one is a block's prediction.
     kernel = direction if direction == "sample" else f"{direction} {('none', 'mc', 'analytic')[kl]}"
     size = 4 if DTYPES[dtype.group()] == "float32" else 2
-    moved = (VALUES[direction] - (not p) * VALUES_OF_P[direction]) * size + (0 if philox else 4)
+    values = VALUES[direction] - (not p) * VALUES_OF_P[direction] + VALUES_OF_DRAW.get((direction, options[1]), 0)
     variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))
-    return row(variant, cost, WIDTH, moved, compiler)
+    # With one p for all samples, a turn of the loop begins anew with another sample.
+    return row(variant, cost, None if one_p else WIDTH, values * size, compiler)

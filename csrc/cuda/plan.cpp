@@ -145,7 +145,7 @@ bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initiali
 }
 
 Tiles tiles_of(const Grid& grid, int width, int most_turns) {
-  const int lanes = power_of_two(divide_up(grid.columns, width), max_columns / width);
+  const int lanes = power_of_two(divide_up(grid.columns, width), max_lanes);
   const int rows = power_of_two(grid.rows, max_threads / lanes);
   const std::int64_t column_blocks = divide_up(grid.columns, lanes * width), row_tiles = divide_up(grid.rows, rows);
   const std::int64_t wanted = grid.batch * column_blocks * row_tiles / full_grid;

@@ -56,12 +56,12 @@ struct Tiles {
 };
 
 // A thread's columns: two sixteen-byte words of float32, one of 16-bit elements, two Philox blocks; or, where words do
-// not serve, single elements.
+// not serve, four neighbours one by one.
 constexpr int vector_width = 8, single_width = 4;
-// A tile is no wider, so that a warp has several rows: their sums take fewer steps, and a tensor whose neighbours in
-// memory are those down the rows has its sectors used by one warp.
-constexpr int max_columns = 64;
 constexpr int warp_size = 32, max_threads = 128;
+// Threads of a tile's row, at most: few enough that a warp has several rows. Their sums take fewer steps, and a tensor
+// whose neighbours in memory are those down the rows has its sectors used by one warp.
+constexpr int max_lanes = 8;
 
 LADDER_FN int blocks_per_sample(const Tiles& tiles) { return tiles.row_blocks.value * tiles.column_blocks.value; }
 
@@ -99,8 +99,8 @@ struct Forward {
   bool has_window;
   Window window;
   View z, kl;
-  // What blocks leave to be added up: `BlockSums` (batch, row blocks, column blocks); and of the KL, if there is one, row
-  // sums (column blocks, batch, rows) and column sums (row blocks, batch, columns).
+  // What blocks leave to be added up: `BlockSums` (batch, row blocks, column blocks); and of the KL, if there is one,
+  // row sums (column blocks, batch, rows) and column sums (row blocks, batch, columns).
   void *block_sums, *row_sums, *column_sums;
 };
 

@@ -106,15 +106,11 @@ def test_the_main_loop_of_amd_assembly_is_read():
 
 
 MANGLED = {
-    "16backward_kernelINS0_7VectorsI13__nv_bfloat16EENS0_7HotPathILNS_2KLE2ELNS_8VarianceE1ELb0ELb1EEEEEv": (
-        ("backward analytic", "bfloat16", "exp, given noise, p"),
-        "100.0",
-    ),
-    "13sample_kernelINS0_7VectorsI6__halfEENS0_7HotPathILNS_2KLE0ELNS_8VarianceE0ELb1ELb0EEEEEvNS0_6SampleE": (
-        ("sample", "float16", "stable, philox"),
-        "100.0",
-    ),
-    "22backward_shared_kernelINS0_7SinglesIdEEEEvNS0_8BackwardE": (
+    "15backward_kernelINS0_7VectorsI13__nv_bfloat16EENS0_7HotPathINS0_7OptionsILNS_4DrawE1ELNS_2KLE2ELNS_8Variance"
+    "E1EEELb1EEELb1EEEvNS0_8BackwardE": (("backward analytic", "bfloat16", "exp, latent, one p"), ""),
+    "13sample_kernelINS0_7VectorsI6__halfEENS0_7HotPathINS0_7OptionsILNS_4DrawE0ELNS_2KLE0ELNS_8VarianceE0EEELb0EEEE"
+    "EvNS0_6SampleE": (("sample", "float16", "stable, noise"), "100.0"),
+    "15backward_kernelINS0_7SinglesIdEENS0_7AnyPathELb1EEEvNS0_8BackwardE": (
         ("backward, one p", "any, in float64", ""),
         "",
     ),

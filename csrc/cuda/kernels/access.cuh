@@ -76,6 +76,7 @@ struct Place {
   int lane;  // among the threads of a row
   int row, column, gap;
   bool has_columns;
+  bool straight;  // all its columns are there and a stride apart, in every view
 
   template <int vector>
   __device__ int column_of(int i) const {
@@ -95,8 +96,11 @@ LADDER_FN Place place_of(const Grid& grid, const Tiles& tiles, int block, int th
   place.row = place.row_block * tiles.turns * tiles.rows + thread / tiles.lanes;
   const int first = place.column_block * lanes * width, columns = min(grid.columns - first, lanes * width);
   place.column = first + place.lane * vector;
-  place.gap = Access::ragged ? lanes : columns / (width / vector);
-  place.has_columns = place.lane * vector < min(place.gap, columns) && thread < lanes * tiles.rows;
+  place.gap = columns / (width / vector);
+  place.has_columns = place.lane * width < columns && thread < lanes * tiles.rows;
+  const int last = place.column + width - 1;
+  place.straight = last < grid.columns && (grid.channels_inner || grid.space_dims == 1 ||
+                                           last / grid.width == place.column / grid.width);
   return place;
 }
 
@@ -107,7 +111,7 @@ struct Values {
   T at[count];
 };
 
-// For what a loop needs in every turn: without this the compiler computes addresses anew for each row, to save registers
+// For what a loop needs in every turn: without this the compiler computes addresses anew for each row to save registers
 // that nothing else asks for.
 __device__ __forceinline__ std::size_t pinned(std::size_t value) {
   asm("" : "+l"(value));
@@ -123,9 +127,10 @@ template <class Stored, int width, int vector>
 class VectorColumns {
  public:
   __device__ VectorColumns(const Grid&, const View& view, const Place& place, int half = 0)
-      : data(pinned(static_cast<Stored*>(view.data) + place.sample * view.batch + half * view.half + place.column)),
-        row_bytes(view.row_bytes),
-        gap(place.gap) {}
+      : row_bytes(view.row_bytes), gap(place.gap) {
+    if (view.data == nullptr) return;
+    data = pinned(static_cast<Stored*>(view.data) + place.sample * view.batch + half * view.half + place.column);
+  }
 
   __device__ Values<float, width> load(int row) const {
     Values<uint4, words> raw;
@@ -155,16 +160,21 @@ class VectorColumns {
     return reinterpret_cast<uint4*>(from + static_cast<std::int64_t>(row) * row_bytes);
   }
 
-  Stored* data;
+  Stored* data = nullptr;
   int row_bytes, gap;
 };
 
-// Any strides and dtypes. Columns past the last one read as zeros.
+// Any strides and dtypes: `width` neighbours, one by one. Those past the last column read as zeros.
 template <class T, int width>
 class SingleColumns {
  public:
   __device__ SingleColumns(const Grid& grid, const View& view, const Place& place, int half = 0)
-      : grid(grid), view(view), place(place), first(place.sample * view.batch + half * view.half) {}
+      : grid(grid),
+        view(view),
+        place(place),
+        first(place.sample * view.batch + half * view.half),
+        column(column_offset<false>(grid, view, place.column)),
+        next(grid.channels_inner ? view.channel : view.space[2]) {}
 
   __device__ Values<T, width> load(int row) const {
     Values<T, width> values{};
@@ -179,12 +189,16 @@ class SingleColumns {
  private:
   template <class F>
   __device__ void each(int row, F f) const {
-    const std::int64_t in_row = first + row_offset<false>(grid, view, row);
     with_dtype(view, [&](auto* data) {
+      data += first + row_offset<false>(grid, view, row);
+      if (place.straight) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) {
-        const int column = place.column_of<1>(i);
-        if (column < grid.columns) f(data[in_row + column_offset<false>(grid, view, column)], i);
+        for (int i = 0; i < width; ++i) f(data[column + i * next], i);
+      } else {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          if (place.column + i < grid.columns) f(data[column_offset<false>(grid, view, place.column + i)], i);
+        }
       }
     });
   }
@@ -192,7 +206,7 @@ class SingleColumns {
   const Grid& grid;
   const View& view;
   const Place& place;
-  std::int64_t first;
+  std::int64_t first, column, next;
 };
 
 // Parameters, z and their gradients have elements E; noise and what belongs to the elementwise KL, floats.
@@ -209,7 +223,7 @@ struct Vectors {
 template <class Compute>
 struct Singles {
   using T = Compute;
-  static constexpr int width = single_width, vector = 1, blocks = sizeof(T) == sizeof(float) ? 3 : 2;
+  static constexpr int width = single_width, vector = width, blocks = sizeof(T) == sizeof(float) ? 3 : 2;
   static constexpr bool ragged = true;
   using Columns = SingleColumns<T, width>;
   using FloatColumns = Columns;

@@ -165,7 +165,6 @@ __global__ void __launch_bounds__(max_threads, Access::ragged ? Access::blocks :
 }  // namespace
 
 void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream) {
-  const int blocks = blocks_per_sample(call.tiles) * (shared_p ? 1 : call.step.grid.batch);
   const auto put = [&](auto access, auto path) {
     using Access = decltype(access);
     using Path = decltype(path);
@@ -173,7 +172,7 @@ void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream) {
     if constexpr (Path::may_have_p) {
       if (shared_p) kernel = backward_kernel<Access, Path, true>;
     }
-    launch(kernel, blocks, threads_of(call.tiles), stream, call);
+    launch(kernel, shared_p ? 1 : call.step.grid.batch, call, stream);
   };
   if (call.tiles.width == single_width) return with_singles(call.step, [&](auto access) { put(access, AnyPath{}); });
   with_vectors(call.step.q.dtype, [&](auto access) {

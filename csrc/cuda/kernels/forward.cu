@@ -50,7 +50,7 @@ __device__ __forceinline__ void add_rows_of_warp(const Tiles& tiles, const Place
   const int lanes = tiles.lanes.value;
   for (int distance = warp_size / 2; distance >= lanes; distance /= 2) {
 #pragma unroll
-    for (int i = 0; i < width; ++i) kl[i] += from_lane(kl[i], distance);
+    for (int i = 0; i < width; ++i) kl[i] += __shfl_xor_sync(all_lanes, kl[i], distance);
   }
   if (!place.has_columns || threadIdx.x % warp_size >= lanes) return;
 #pragma unroll
@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_rows_of_warp(const Tiles& tiles, const Place
 template <class Access, class Path, class T, int width>
 __device__ __forceinline__ void store_sums(const Forward& call, const Place& place, Totals<T, width>& totals) {
   const Grid& grid = call.step.grid;
-  __shared__ T columns[max_threads / warp_size][max_columns];
+  __shared__ T columns[max_threads / warp_size][max_lanes * width];
   const int first = place.column_block * call.tiles.lanes.value * width;
   T kl = 0;
   if (Path::has_kl(call.step)) {
@@ -76,10 +76,11 @@ __device__ __forceinline__ void store_sums(const Forward& call, const Place& pla
     }
     add_rows_of_warp<Access>(call.tiles, place, first, totals.column_kl, columns[threadIdx.x / warp_size]);
   }
-  const BlockSums<T> own{kl, totals.restricted, totals.log_q, totals.largest_raw}, sums = add_block(own, call.has_window);
+  const BlockSums<T> own{kl, totals.restricted, totals.log_q, totals.largest_raw};
+  const BlockSums<T> sums = add_block(own, call.has_window);
   if (threadIdx.x == 0) static_cast<BlockSums<T>*>(call.block_sums)[blockIdx.x] = sums;
   if (!Path::has_kl(call.step)) return;
-  const std::int64_t block_of_rows = std::int64_t{1} * place.row_block * grid.batch + place.sample;
+  const std::int64_t block_of_rows = place.row_block * grid.batch + place.sample;
   T* const column_sums = static_cast<T*>(call.column_sums) + block_of_rows * grid.columns + first;
   const int tile_columns = min(call.tiles.lanes.value * width, grid.columns - first);
   for (int column = threadIdx.x; column < tile_columns; column += blockDim.x) {
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
   const Inputs<Access, Path> in(call.step, place);
   const typename Access::Columns z(grid, call.z, place);
   const typename Access::FloatColumns kl(grid, call.kl, place);
-  const std::int64_t block_of_columns = std::int64_t{1} * place.column_block * grid.batch + place.sample;
+  const std::int64_t block_of_columns = place.column_block * grid.batch + place.sample;
   T* const row_sums = pinned(static_cast<T*>(call.row_sums) + block_of_columns * grid.rows);
   Totals<T, width> totals;
 
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
       if (call.kl.data != nullptr) kl.store(row, element_kl);
     }
     if (!Path::has_kl(call.step)) continue;
-    row_kl = sum_lanes<max_columns / width>(row_kl, call.tiles.lanes.value);
+    row_kl = sum_lanes<max_lanes>(row_kl, call.tiles.lanes.value);
     if (stores_row_sums(place) && row < grid.rows) row_sums[row] = row_kl;
   }
   const bool window_of_positions = Path::has_kl(call.step) && call.has_window && grid.channels_inner;
@@ -140,22 +141,23 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
 
 // out[i] = sum over k of partials[k, i].
 template <class T>
-__device__ __forceinline__ void add_up(const T* partials, void* out, std::int64_t block, std::int64_t size,
-                                       std::int64_t count) {
+__device__ __forceinline__ void add_up(const void* partials, void* out, std::int64_t block, std::int64_t size,
+                                       int count) {
   const std::int64_t i = block * max_threads + threadIdx.x;
   if (i >= size) return;
   T sum = 0;
 #pragma unroll 8
-  for (std::int64_t k = 0; k < count; ++k) sum += partials[k * size + i];
+  for (int k = 0; k < count; ++k) sum += static_cast<const T*>(partials)[k * size + i];
   static_cast<T*>(out)[i] = sum;
 }
 
 // Of `count` blocks from `first` on; thread 0 gets it.
 template <class T>
 __device__ __forceinline__ BlockSums<T> total(const Forward& call, std::int64_t first, std::int64_t count) {
-  const auto* const blocks = static_cast<const BlockSums<T>*>(call.block_sums) + first;
-  BlockSums<T> sums = no_sums<T>();
-  for (std::int64_t i = threadIdx.x; i < count; i += max_threads) sums = add(sums, blocks[i]);
+  BlockSums<T> sums{0, 0, 0, -std::numeric_limits<T>::infinity()};
+  for (std::int64_t i = threadIdx.x; i < count; i += max_threads) {
+    sums = add(sums, static_cast<const BlockSums<T>*>(call.block_sums)[first + i]);
+  }
   return add_block(sums, call.has_window);
 }
 
@@ -172,8 +174,7 @@ __device__ __forceinline__ void finish_sample(const Forward& call, const Sums& o
 
 template <class T>
 __device__ __forceinline__ void finish_maximum(const Forward& call, const Sums& out) {
-  const std::int64_t count = std::int64_t{1} * call.step.grid.batch * blocks_per_sample(call.tiles);
-  const T largest = total<T>(call, 0, count).largest_raw;
+  const T largest = total<T>(call, 0, call.step.grid.batch * blocks_per_sample(call.tiles)).largest_raw;
   if (threadIdx.x > 0) return;
   *static_cast<T*>(out.logvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
 }
@@ -182,15 +183,9 @@ __host__ __device__ constexpr std::int64_t blocks_of(std::int64_t size) {
   return (size + max_threads - 1) / max_threads;
 }
 
-// How many sums of the KL over rows and over columns there are.
-struct KLSums {
-  std::int64_t columns, rows;
-};
-
-__host__ __device__ inline KLSums kl_sums(const Step& step) {
-  if (step.kl == KL::none) return {0, 0};
-  const std::int64_t batch = step.grid.batch;
-  return {batch * step.grid.columns, batch * step.grid.rows};
+// How many sums of the KL there are over one of a grid's sides.
+__host__ __device__ inline std::int64_t kl_sums(const Step& step, int side) {
+  return step.kl == KL::none ? 0 : std::int64_t{1} * step.grid.batch * side;
 }
 
 // Grid: blocks of column sums, blocks of row sums, samples, and one block for the maximum.
@@ -198,16 +193,14 @@ template <class T>
 __global__ void __launch_bounds__(max_threads)
     sums_kernel(const __grid_constant__ Forward call, const __grid_constant__ Sums out) {
   const Grid& grid = call.step.grid;
-  const auto [columns, rows] = kl_sums(call.step);
+  const std::int64_t columns = kl_sums(call.step, grid.columns), rows = kl_sums(call.step, grid.rows);
   std::int64_t block = blockIdx.x;
   if (block < blocks_of(columns)) {
-    const T* const of_row_blocks = static_cast<const T*>(call.column_sums);
-    return add_up(of_row_blocks, out.column_sums, block, columns, call.tiles.row_blocks.value);
+    return add_up<T>(call.column_sums, out.column_sums, block, columns, call.tiles.row_blocks.value);
   }
   block -= blocks_of(columns);
   if (block < blocks_of(rows)) {
-    const T* const of_column_blocks = static_cast<const T*>(call.row_sums);
-    return add_up(of_column_blocks, out.row_sums, block, rows, call.tiles.column_blocks.value);
+    return add_up<T>(call.row_sums, out.row_sums, block, rows, call.tiles.column_blocks.value);
   }
   block -= blocks_of(rows);
   if (block < grid.batch) return finish_sample<T>(call, out, block);
@@ -217,24 +210,21 @@ __global__ void __launch_bounds__(max_threads)
 }  // namespace
 
 void launch_forward(const Forward& call, cudaStream_t stream) {
-  const int blocks = call.step.grid.batch * blocks_per_sample(call.tiles);
-  if (call.tiles.width == single_width) {
-    return with_singles(call.step, [&](auto access) {
-      launch(forward_kernel<decltype(access), AnyPath>, blocks, threads_of(call.tiles), stream, call);
-    });
-  }
+  const auto put = [&](auto access, auto path) {
+    launch(forward_kernel<decltype(access), decltype(path)>, call.step.grid.batch, call, stream);
+  };
+  if (call.tiles.width == single_width) return with_singles(call.step, [&](auto access) { put(access, AnyPath{}); });
   with_vectors(call.step.q.dtype, [&](auto access) {
-    with_hot_path(call.step, [&](auto path) {
-      launch(forward_kernel<decltype(access), decltype(path)>, blocks, threads_of(call.tiles), stream, call);
-    });
+    with_hot_path(call.step, [&](auto path) { put(access, path); });
   });
 }
 
 void launch_sums(const Forward& call, const Sums& out, cudaStream_t stream) {
-  const auto [columns, rows] = kl_sums(call.step);
-  const std::int64_t blocks = blocks_of(columns) + blocks_of(rows) + call.step.grid.batch + 1;
+  const Grid& grid = call.step.grid;
+  const std::int64_t of_columns = blocks_of(kl_sums(call.step, grid.columns));
+  const std::int64_t blocks = of_columns + blocks_of(kl_sums(call.step, grid.rows)) + grid.batch + 1;
   with_singles(call.step, [&](auto access) {
-    launch(sums_kernel<typename decltype(access)::T>, blocks, max_threads, stream, call, out);
+    sums_kernel<typename decltype(access)::T><<<static_cast<unsigned>(blocks), max_threads, 0, stream>>>(call, out);
   });
 }
 

@@ -73,33 +73,25 @@ struct AnyPath {
 
 // ---- The inputs.
 
-// One element alone makes its own block and keeps one lane.
+// The four normals of a Philox block.
 template <class T>
-LADDER_FN T philox_normal(std::uint64_t seed, std::uint64_t element) {
-  const auto words = philox4x32<std::uint32_t>(element / 4, seed);
-  const bool second_pair = element & 2;
-  const auto pair = second_pair ? box_muller<T>(words.word2, words.word3) : box_muller<T>(words.word0, words.word1);
-  return element & 1 ? pair.second : pair.first;
+LADDER_FN Values<T, 4> philox_block(std::uint64_t seed, std::uint64_t block) {
+  const auto words = philox4x32<std::uint32_t>(block, seed);
+  const auto pair0 = box_muller<T>(words.word0, words.word1), pair1 = box_muller<T>(words.word2, words.word3);
+  return {pair0.first, pair0.second, pair1.first, pair1.second};
 }
 
-// The normals of `seed` for the elements `first` and so on, in vectors `gap` apart. A vector begins a block of Philox,
-// which makes four; an element alone keeps one of them.
-template <class T, int width, int vector>
-LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t first, int gap) {
-  static_assert(vector == 1 || vector % 4 == 0, "whole blocks");
-  Values<T, width> values;
+// Those of the four elements from `first` on, which may lie in two blocks.
+template <class T>
+LADDER_FN Values<T, 4> philox_neighbours(std::uint64_t seed, std::uint64_t first) {
+  const int skipped = first % 4;
+  Values<T, 4> values = philox_block<T>(seed, first / 4);
+  if (skipped == 0) return values;
+  const Values<T, 4> more = philox_block<T>(seed, first / 4 + 1);
 #pragma unroll
-  for (int i = 0; i < width; i += vector == 1 ? 1 : 4) {
-    if constexpr (vector == 1) {
-      values.at[i] = philox_normal<T>(seed, first + i * gap);
-    } else {
-      const auto words = philox4x32<std::uint32_t>((first + (i / vector * gap + i % vector)) / 4, seed);
-      const auto pair0 = box_muller<T>(words.word0, words.word1), pair1 = box_muller<T>(words.word2, words.word3);
-      values.at[i] = pair0.first;
-      values.at[i + 1] = pair0.second;
-      values.at[i + 2] = pair1.first;
-      values.at[i + 3] = pair1.second;
-    }
+  for (int turn = 0; turn < 3; ++turn) {
+    if (turn >= skipped) continue;
+    values = {values.at[1], values.at[2], values.at[3], more.at[turn]};
   }
   return values;
 }
@@ -160,7 +152,18 @@ struct Inputs {
   __device__ Values<T, width> load_source(int row) const {
     if (!Path::has_seed(step)) return Path::has_source(step) ? source.load(row) : Values<T, width>{};
     const std::uint64_t first = element + static_cast<std::int64_t>(row) * step.grid.columns;
-    return philox_normals<T, width, Access::vector>(seed, first, gap);
+    if constexpr (Access::ragged) {
+      return philox_neighbours<T>(seed, first);
+    } else {
+      Values<T, width> values;
+#pragma unroll
+      for (int i = 0; i < width; i += 4) {
+        const auto block = philox_block<T>(seed, (first + (i / Access::vector * gap + i % Access::vector)) / 4);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) values.at[i + k] = block.at[k];
+      }
+      return values;
+    }
   }
 };
 

@@ -5,14 +5,11 @@
 
 namespace ladder_kernels::cuda {
 
-template <class Kernel, class... Arguments>
-void launch(Kernel kernel, std::int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
-}
-
-inline int threads_of(const Tiles& tiles) {
-  const int threads = tiles.lanes.value * tiles.rows;
-  return threads < warp_size ? warp_size : threads;
+// A kernel that takes the tiles of so many samples.
+template <class Kernel, class Call>
+void launch(Kernel kernel, int samples, const Call& call, cudaStream_t stream) {
+  const int threads = call.tiles.lanes.value * call.tiles.rows;
+  kernel<<<samples * blocks_per_sample(call.tiles), threads < warp_size ? warp_size : threads, 0, stream>>>(call);
 }
 
 // f(access): how the tensors of this call are read and written.

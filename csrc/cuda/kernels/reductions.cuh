@@ -9,26 +9,17 @@ namespace ladder_kernels::cuda {
 __device__ __forceinline__ float nan_max(float a, float b) { return math::maximum(a, b); }
 __device__ __forceinline__ double nan_max(double a, double b) { return a > b || a != a ? a : b; }
 
-template <class T>
-__device__ __forceinline__ T from_lane(T value, int distance) {
-  return __shfl_xor_sync(0xffffffff, value, distance);
-}
+constexpr unsigned all_lanes = 0xffffffff;
 
-// Over groups of `lanes` neighbouring threads, a power of two of at most `most`; every thread of the warp takes part and
-// gets it.
+// Over `lanes` neighbouring threads, a power of two up to `most`. Every thread of the warp takes part and gets its sum.
 template <int most, class T>
 __device__ __forceinline__ T sum_lanes(T value, int lanes) {
 #pragma unroll
   for (int distance = most / 2; distance > 0; distance /= 2) {
-    const T other = from_lane(value, distance);
+    const T other = __shfl_xor_sync(all_lanes, value, distance);
     if (distance < lanes) value += other;
   }
   return value;
-}
-
-template <class T>
-__device__ __forceinline__ BlockSums<T> no_sums() {
-  return {0, 0, 0, -std::numeric_limits<T>::infinity()};
 }
 
 template <class T>
@@ -46,7 +37,7 @@ __device__ __forceinline__ BlockSums<T> add_block(BlockSums<T> sums, bool has_wi
   sums.log_q = sum_lanes<warp_size>(sums.log_q, warp_size);
 #pragma unroll
   for (int distance = warp_size / 2; distance > 0; distance /= 2) {
-    sums.largest_raw = nan_max(sums.largest_raw, from_lane(sums.largest_raw, distance));
+    sums.largest_raw = nan_max(sums.largest_raw, __shfl_xor_sync(all_lanes, sums.largest_raw, distance));
   }
   if (threadIdx.x % warp_size == 0) warps[threadIdx.x / warp_size] = sums;
   __syncthreads();

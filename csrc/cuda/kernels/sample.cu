@@ -34,18 +34,17 @@ __global__ void __launch_bounds__(max_threads) sample_kernel(const __grid_consta
 }  // namespace
 
 void launch_sample(const Sample& call, cudaStream_t stream) {
-  const int blocks = call.step.grid.batch * blocks_per_sample(call.tiles);
+  const int samples = call.step.grid.batch;
   if (call.tiles.width == single_width) {
     return with_singles(call.step, [&](auto access) {
-      launch(sample_kernel<decltype(access), AnyPath>, blocks, threads_of(call.tiles), stream, call);
+      launch(sample_kernel<decltype(access), AnyPath>, samples, call, stream);
     });
   }
   with_vectors(call.step.q.dtype, [&](auto access) {
     with_options(call.step, [&](auto known) {
       using Known = decltype(known);
       if constexpr (Known::kl == KL::none && Known::draw != Draw::latent && is_hot(Known::variance)) {
-        using Path = HotPath<Known, false>;
-        launch(sample_kernel<decltype(access), Path>, blocks, threads_of(call.tiles), stream, call);
+        launch(sample_kernel<decltype(access), HotPath<Known, false>>, samples, call, stream);
       }
     });
   });
