@@ -95,9 +95,9 @@ def test_a_checkpoint_inside_a_graph_draws_the_same_noise_again(backend, rng, se
 @pytest.mark.parametrize("name", ["torch", "cpp"])
 def test_inductors_own_cpp_calls_every_operator(name):
     """A seed that is drawn, a window and a temperature, each way: what C++ passes is less than what Python does."""
-    options = {"cpp_wrapper": True}
-    if hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
-        options["cpp_cache_precompile_headers"] = False  # it takes a minute
+    settings, slow = {"cpp_wrapper": True}, "cpp_cache_precompile_headers"  # a minute
+    if hasattr(torch._inductor.config, slow):
+        settings[slow] = False
 
     def call(q, p):
         source = {"seed": draw_seed(q.device)}
@@ -105,7 +105,7 @@ def test_inductors_own_cpp_calls_every_operator(name):
         return *(out for out in step if out is not None and out.requires_grad), normal_sample(q)
 
     leaves = [torch.randn(2, 6, 4, 6, requires_grad=True) for _ in range(2)]
-    with use_backend(name), torch._inductor.config.patch(options):
+    with use_backend(name), torch._inductor.config.patch(settings):
         assert_same(call, torch.compile(call, fullgraph=True), leaves, leaves)
 
 
