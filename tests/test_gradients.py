@@ -226,3 +226,12 @@ def test_a_term_whose_gradient_does_not_arrive_does_not_exist(backend, raw):
     assert grad.flatten().tolist() == [3.0, 0.0]
     (grad,) = torch.autograd.grad(normal_sample(q, mode=True), q, torch.tensor([[[3.0]]]))
     assert grad.flatten().tolist() == [3.0, 0.0]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_term_whose_gradient_does_not_arrive_does_not_exist_in_compiled_code(backend, monkeypatch):
+    monkeypatch.undo()  # no compiler sees through the functions that the fixture wraps
+    q = one(1.0, math.nan).requires_grad_()
+    mode = torch.compile(lambda q: normal_sample_kl(q, None, mode=True).z, backend="aot_eager", fullgraph=True)
+    (grad,) = torch.autograd.grad(mode(q), q, torch.tensor([[[3.0]]]))
+    assert grad.flatten().tolist() == [3.0, 0.0]
