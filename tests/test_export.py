@@ -179,7 +179,7 @@ def test_a_trace_in_double_precision_is_computed_in_it(backend, kind):
     inputs = *torch.randn(2, 2, 6, 4, 6, dtype=torch.float64), torch.randn(2, 3, 4, 6, dtype=torch.float64)
     traced = torch.jit.trace(call, inputs, check_trace=False)
     for found, want in zip(traced(*inputs), call(*inputs), strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-11)  # a float32 constant: 1e-7
 
 
 def test_onnx_has_the_plain_formula(backend):
