@@ -191,7 +191,9 @@ def reason_aten_draws() -> str | None:
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     """A draw on the device of `where`, an empty tensor: a checkpoint inside compiled code finds the generator by the
-    operator's tensors, and the C++ that Inductor writes cannot pass a device.
+    operator's tensors, and the C++ that Inductor writes cannot pass a device. It must be `torch.empty`: of two equal
+    calls a compiler keeps one, unless they are ATen's random operators or read what may differ. Two levels of a model
+    would draw the same.
     """
     # The tag keeps a compiler from drawing twice what is read twice.
     torch.library.define(f"ladder_kernels::{name}", schema, tags=(torch.Tag.nondeterministic_seeded,))

@@ -52,8 +52,11 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised memory reads as NaN, so that an element nobody wrote is seen."""
+    if "fresh_compiler" in request.fixturenames:
+        # Which functions are torch's Dynamo finds out once: before some are replaced, or it traces none of those.
+        torch._dynamo.trace_rules.get_torch_obj_rule_map()
 
     def poisoned(allocate):
         def allocate_poisoned(*args, **kwargs):

@@ -67,6 +67,26 @@ def test_inductor_gives_the_eager_numbers_and_draws(backend, rng):
     assert_same(call, torch.compile(call, fullgraph=True), leaves, [*leaves, *block.parameters()])
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("rng", ["torch", "philox"])
+@pytest.mark.parametrize("name", ["torch", "cpp"])
+def test_levels_of_one_size_draw_their_own_noise(name, rng, compiler):
+    """A compiler computes only once what is written down twice, and knows ATen's random operators alone."""
+    blocks = [NormalStochasticBlock(4, 3, 4, rng=rng) for _ in range(2)]
+    for block in blocks:
+        block.load_state_dict(blocks[0].state_dict())
+    leaves = [torch.randn(2, 4, 8, 8, requires_grad=True) for _ in range(2)]
+
+    def call(p, q):
+        levels = [block(p, q)[1] for block in blocks]
+        return *(level["z"] for level in levels), *(level["kl_samplewise"] for level in levels)
+
+    with use_backend(name):
+        assert_same(call, torch.compile(call, fullgraph=True, backend=compiler), leaves, leaves)
+        first, second, *_ = call(*leaves)
+    assert not torch.allclose(first, second)
+
+
 def recomputes_all_but_convolutions(_, op, *args, **kwargs):
     return CheckpointPolicy.MUST_SAVE if "conv" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
 
