@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from careamics.models.lvae.stochastic import NormalStochasticBlock as UpstreamBlock
@@ -39,6 +40,13 @@ def test_patching_draws_no_random_number(model: nn.Module) -> None:
     patch_model(model)
     unpatch_model(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_size_that_numpy_made_becomes_an_integer() -> None:
+    """CAREamics leaves such a one, and torch.compile would take it for an array."""
+    model = nn.Sequential(UpstreamBlock(2, 2, 2, vanilla_latent_hw=np.int64(4)))
+    patch_model(model)
+    assert type(model[0]._vanilla_latent_hw) is int
 
 
 def test_a_printed_report_is_fit_for_a_bug_report() -> None:
