@@ -89,7 +89,7 @@ class BackwardColumns {
         q_raw(call.step.grid, call.grad_q, place, 1),
         latent(call.step.grid, call.grad_latent, place) {}
 
-  __device__ Packed<T, width> run(int row) const {
+  __device__ __forceinline__ Packed<T, width> run(int row) const {
     const auto q = in.load_q(row), p = in.load_p(row);
     const auto source = in.load_source(row), grad_z = incoming.load_z(row), half_grad_kl = incoming.load_half_kl(row);
     Packed<T, width> to_q, to_p;
