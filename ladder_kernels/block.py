@@ -7,11 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ladder_kernels.autograd import route, source_or_fresh
-from ladder_kernels.functional import normal_sample, normal_sample_kl, sample_with_log_density
+from ladder_kernels.functional import normal_sample, normal_sample_kl, normal_sample_log_prob
 from ladder_kernels.geometry import copy_first, crop, crop_to_q, even_spatial, latent_shape
+from ladder_kernels.noise import DRAWS, draw_source
 from ladder_kernels.overrides import KL_KEYS, STAGES, Call, Stages
-from ladder_kernels.params import LateCall, StableLogVar, StableMean, late_parameter_pair, parameter_pair
+from ladder_kernels.params import (
+    StableLogVar,
+    StableMean,
+    absent_parameter_pair,
+    late_parameter_pair,
+    parameter_pair,
+    wide,
+)
 from ladder_kernels.variance import VarianceMap
 
 
@@ -44,6 +51,13 @@ class NormalStochasticBlock(Stages):
     validate_args
         Raise upstream's ValueError for invalid parameters, at the cost of one host synchronisation per call.
     """
+
+    # Of a patched block its own version of upstream decides.
+    _crops_each_dim = False
+    # What upstream's block does not have; on the class, so that a patched one has them too.
+    allow_oddsizes = False
+    rng: Literal["torch", "philox"] | None = None
+    validate_args = False
 
     def __init__(
         self,
@@ -82,24 +96,17 @@ class NormalStochasticBlock(Stages):
     def set_options(
         self,
         *,
-        allow_oddsizes: bool = False,
+        allow_oddsizes: bool | None = None,
         rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
+        validate_args: bool | None = None,
     ) -> None:
-        """Set the options that upstream's block does not have; the class docstring tells them."""
-        self.check_options(allow_oddsizes=allow_oddsizes, rng=rng, validate_args=validate_args)
-        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
+        """Set options that upstream's block does not have; the class docstring tells them. None: it stays as it is.
 
-    @staticmethod
-    def check_options(
-        *,
-        allow_oddsizes: bool = False,
-        rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
-    ) -> None:
-        """Raise ValueError or TypeError for options that `set_options` would not take."""
-        if rng not in (None, "torch", "philox"):
-            raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
+        Raises ValueError for an unknown `rng`.
+        """
+        check_rng(rng)
+        options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
+        vars(self).update({name: value for name, value in options.items() if value is not None})
 
     def forward(
         self,
@@ -111,6 +118,8 @@ class NormalStochasticBlock(Stages):
         mode_pred: bool = False,
         use_uncond_mode: bool = False,
         var_clip_max: float | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Sample z from q, or from p where q is not given, and map it to the output.
 
@@ -128,11 +137,13 @@ class NormalStochasticBlock(Stages):
         analytical_kl
             KL in closed form; else the Monte-Carlo estimate at z.
         mode_pred
-            Prediction: no KL. p's size does not matter, and `conv_in_p` does not run unless `p_params` is read.
+            Prediction: no KL, and no p where q is given: then its size does not matter, and `conv_in_p` does not run.
         use_uncond_mode
             In prediction the mean instead of a sample: q's, or without q p's. No effect in training.
         var_clip_max
             Upper clamp of the log-variances.
+        generator
+            What noise is drawn from, instead of torch's default generator.
 
         Returns
         -------
@@ -142,31 +153,36 @@ class NormalStochasticBlock(Stages):
             A dict: `z` (B, c_vars, *S); `kl_elementwise` (B, c_vars, *S); `kl_samplewise` (B,);
             `kl_samplewise_restricted` (B,); `kl_spatial` (B, *S); `kl_channelwise` (B, c_vars), all None if
             `mode_pred` or without q; `p_params`, `q_params`: pairs (StableMean, StableLogVar), q's None without q;
-            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q. In prediction from q `p_params`
-            is computed at its first reading, as the call would have; RuntimeError if that is no longer possible.
+            `logprob_q` (B,), None without q; `qvar_max` (), detached, 0 without q. In prediction from q nothing
+            computes p: whoever reads one of the pair gets a RuntimeError, and p from `process_p_params`.
 
         Raises
         ------
         ValueError
             Shapes that do not fit; with `validate_args`, parameters that are not numbers.
         """
-        call = Call(forced_latent, force_constant_output, analytical_kl, mode_pred, use_uncond_mode, var_clip_max)
+        call = Call(
+            forced_latent, force_constant_output, analytical_kl, mode_pred, use_uncond_mode, var_clip_max, generator
+        )
         if self._has_overrides():
             return self._forward_composed(p_params, q_params, call)
         if q_params is None:
             data = self._generate(p_params, call)
         elif mode_pred:
-            data = self._predict(p_params, q_params, call)
+            data = self._predict(q_params, call)
         else:
             data = self._infer(p_params, q_params, call)
         return self.conv_out(data["z"]), data
 
-    def sample_from_q(self, q_params: Tensor, var_clip_max: float | None) -> Tensor:
+    def sample_from_q(
+        self, q_params: Tensor, var_clip_max: float | None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            return self._sample(self.process_q_params(q_params, var_clip_max)[2])
+            mean, _, distribution = self.process_q_params(q_params, var_clip_max)
+            return self._sample(distribution, generator).to(mean.get().dtype)
         q = self._packed_q(q_params)
-        return normal_sample(q, **self._noise_source(q), variance=self._variance(var_clip_max))
+        return normal_sample(q, **self._noise_source(q, generator), variance=self._variance(var_clip_max))
 
     def _infer(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
         """Training: z from q, and all KL metrics."""
@@ -175,39 +191,39 @@ class NormalStochasticBlock(Stages):
         if self.validate_args:
             self._validate(call, q, p)
         variance = self._variance(call.var_clip_max)
-        z, samplewise, restricted, channelwise, spatial, logprob_q, qvar_max, kl = normal_sample_kl(
+        step = normal_sample_kl(
             q,
             p[:1] if call.force_constant_output else p,
             analytical_kl=call.analytical_kl,
-            vanilla_latent_hw=self._vanilla_latent_hw,
+            window=self._vanilla_latent_hw,
             elementwise=True,
             variance=variance,
             **self._source(q, call),
         )
         return {
-            "kl_elementwise": kl,
-            "kl_samplewise": samplewise,
-            "kl_samplewise_restricted": restricted,
-            "kl_spatial": spatial,
-            "kl_channelwise": channelwise,
-            "z": z,
+            "kl_elementwise": step.kl_elementwise,
+            "kl_samplewise": step.kl_samplewise,
+            "kl_samplewise_restricted": step.kl_samplewise_restricted,
+            "kl_spatial": step.kl_spatial,
+            "kl_channelwise": step.kl_channelwise,
+            "z": step.z,
             "p_params": self._shown_p(p, call, variance),
             "q_params": _shown(q, variance),
-            "logprob_q": logprob_q,
-            "qvar_max": qvar_max,
+            "logprob_q": step.logprob_q,
+            "qvar_max": step.logvar_max,
         }
 
-    def _predict(self, p_params: Tensor, q_params: Tensor, call: Call) -> dict[str, Any]:
-        """Prediction: z from q with its statistics, in one pass; no KL, and `conv_in_p` only if somebody reads p."""
+    def _predict(self, q_params: Tensor, call: Call) -> dict[str, Any]:
+        """Prediction: z from q with its statistics, in one pass; no KL, and no p, which nothing there needs."""
         q = self._packed_q(q_params)
         if self.validate_args:
             self._validate(call, q)
         variance = self._variance(call.var_clip_max)
-        z, logprob_q, qvar_max = sample_with_log_density(q, variance=variance, **self._source(q, call))
+        z, logprob_q, qvar_max = normal_sample_log_prob(q, variance=variance, **self._source(q, call))
         return {
             **dict.fromkeys(KL_KEYS),
             "z": z,
-            "p_params": self._late_p(p_params, call, variance),
+            "p_params": absent_parameter_pair(variance),
             "q_params": _shown(q, variance),
             "logprob_q": logprob_q,
             "qvar_max": qvar_max,
@@ -221,7 +237,7 @@ class NormalStochasticBlock(Stages):
         variance = self._variance(call.var_clip_max)
         z = call.forced_latent
         if z is None:
-            z = normal_sample(p, **self._noise_source(p, mode=call.use_mean), variance=variance)
+            z = normal_sample(p, **self._noise_source(p, call.generator, call.use_mean), variance=variance)
         elif z.shape[1:] != latent_shape(p)[1:]:
             raise ValueError(f"forced_latent {tuple(z.shape)} does not fit the latent {latent_shape(p)}")
         if call.force_constant_output:
@@ -232,7 +248,7 @@ class NormalStochasticBlock(Stages):
             "p_params": self._shown_p(p, call, variance),
             "q_params": None,
             "logprob_q": None,
-            "qvar_max": z.new_zeros(()),
+            "qvar_max": wide(z.new_zeros(())),
         }
 
     def _shown_p(self, p: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -240,13 +256,6 @@ class NormalStochasticBlock(Stages):
             p = copy_first(p)
         # The caller's own tensor may be another one by the time that it is read.
         return _shown(p, variance) if self.transform_p_params else parameter_pair(p, variance)
-
-    def _late_p(self, p_params: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
-        """p for whoever reads it: upstream computes it in prediction, and nobody there needs it."""
-        if not self.transform_p_params or torch.compiler.is_compiling():  # a compiler drops what is not read
-            return self._shown_p(self._packed_p(p_params), call, variance)
-        late = LateCall(self.conv_in_p, p_params)
-        return late_parameter_pair((lambda: copy_first(late())) if call.force_constant_output else late, variance)
 
     def _packed_p(self, p_params: Tensor) -> Tensor:
         """The packed parameters of p (B or 1, 2 * c_vars, *S)."""
@@ -259,9 +268,9 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes or q.shape[-1] % 2 == 0:
+        if allow_oddsizes or self.allow_oddsizes:
             return q
-        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
+        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:], self._crops_each_dim))
 
     def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
         return parameter_pair(packed, self._variance(var_clip_max))
@@ -272,29 +281,28 @@ class NormalStochasticBlock(Stages):
         return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
-        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
-
-    def _uses_philox(self, parameters: Tensor) -> bool:
-        return route(parameters).makes_noise if self.rng is None else self.rng == "philox"
+        return Normal(wide(mean.get()), wide(wide(logvar).get_std()), validate_args=self.validate_args)
 
     def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
         z = call.forced_latent
         if z is None:
-            source = self._noise_source(q, mode=call.use_mean)
+            source = self._noise_source(q, call.generator, call.use_mean)
             if not call.force_constant_output:
                 return source
             z = normal_sample(q, **source, variance=self._variance(call.var_clip_max))
         return {"latent": copy_first(z) if call.force_constant_output else z}
 
-    def _noise_source(self, packed: Tensor, mode: bool = False) -> dict[str, Any]:
+    def _noise_source(
+        self, packed: Tensor, generator: torch.Generator | None = None, mode: bool = False
+    ) -> dict[str, Any]:
         """The same where z is not given: the mean, a seed or noise."""
         if mode:
             return {"mode": True}
         if self.rng is None:
-            return {}
-        draw = "seed" if self.rng == "philox" else "noise"
-        return {draw: source_or_fresh(packed, None, draw)}
+            return {"generator": generator}
+        draw = DRAWS[self.rng]
+        return {draw: draw_source(packed, draw, generator)}
 
     def _validate(self, call: Call, *packed: Tensor) -> None:
         """Upstream's ValueError for invalid parameters or a latent with NaN."""
@@ -312,6 +320,12 @@ class NormalStochasticBlock(Stages):
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls, own = type(self), self.__dict__
         return any(name in own or getattr(cls, name) is not stage for name, stage in _STAGES)
+
+
+def check_rng(rng: Any) -> None:
+    """Raise ValueError for what is no option `rng` of a block."""
+    if rng not in (None, "torch", "philox"):
+        raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
 
 
 def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:

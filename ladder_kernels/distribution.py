@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.backends.torch import formulas
-from ladder_kernels.functional import normal_sample, normal_sample_kl, sample_with_log_density
+from ladder_kernels.functional import normal_kl, normal_log_prob, normal_sample
 from ladder_kernels.geometry import latent_shape
 from ladder_kernels.noise import draw_noise
 from ladder_kernels.variance import VarianceMap
@@ -91,9 +91,7 @@ class DiagonalGaussianDistribution:
         if other is not None and other.deterministic:
             return self._zero().flatten(1).sum(1) + math.inf
         prior = None if other is None else other.parameters
-        # In the mode, whose z costs a copy of the mean and no number.
-        step = normal_sample_kl(self.parameters, prior, variance=_VARIANCE, analytical_kl=True, mode=True)
-        return step.kl_samplewise
+        return normal_kl(self.parameters, prior, variance=_VARIANCE)
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         """-log p(sample), differentiable in `sample` too, summed over `dims`: by default all but the batch, (B,)."""
@@ -102,7 +100,7 @@ class DiagonalGaussianDistribution:
         if self.deterministic:
             return self._zero().sum(tuple(dims))
         if tuple(sorted(dims)) == everything and sample.shape == latent_shape(self.parameters):
-            return -sample_with_log_density(self.parameters, variance=_VARIANCE, latent=sample).logprob_q
+            return -normal_log_prob(self.parameters, sample, variance=_VARIANCE)
         dtype = compute_dtype(self.parameters, sample)
         mean, raw = self.parameters.to(dtype).chunk(2, dim=1)
         gaussian = formulas.gaussian(mean, raw, _VARIANCE)
@@ -115,10 +113,6 @@ class DiagonalGaussianDistribution:
 
     def _noise(self, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
         shape, dtype, device = latent_shape(self.parameters), self.parameters.dtype, self.parameters.device
-        if generator is None:
-            return draw_noise(shape, dtype, device)
         generators = generator if isinstance(generator, list) else [generator]
         each = shape if len(generators) == 1 else (1, *shape[1:])
-        # Where the generator lives: one of the CPU draws the same numbers for every device.
-        drawn = [torch.randn(each, generator=one, dtype=dtype, device=one.device).to(device) for one in generators]
-        return torch.cat(drawn)
+        return torch.cat([draw_noise(each, dtype, device, one) for one in generators])

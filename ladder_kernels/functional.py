@@ -1,4 +1,4 @@
-"""The public functions: arguments are checked, the noise is chosen, the backend is called."""
+"""The public functions: arguments are checked and say what is wanted; `autograd` does it."""
 
 import operator
 from typing import Any, NamedTuple
@@ -6,17 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ladder_kernels.autograd import Route, route, run_sample, run_step
-from ladder_kernels.backends.step import Step
+from ladder_kernels.autograd import run
+from ladder_kernels.backends.step import DTYPES, Step, StepOutputs
 from ladder_kernels.geometry import is_channels_last, latent_shape, restricted_window
-from ladder_kernels.variance import VarianceMap, as_number
+from ladder_kernels.variance import VarianceMap, as_number, as_variance
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Python's and a compiler's symbolic ones.
 _INTEGERS = (int, torch.SymInt)
-
-
-_DEFAULT = VarianceMap()
 
 
 class SampleKL(NamedTuple):
@@ -27,14 +23,14 @@ class SampleKL(NamedTuple):
     kl_samplewise: Tensor
     """KL summed over the latent (B,), in nats."""
     kl_samplewise_restricted: Tensor
-    """KL summed over all channels and the centred window of `vanilla_latent_hw` (B,)."""
+    """KL summed over all channels and the centred window (B,)."""
     kl_channelwise: Tensor
     """KL summed over space (B, C)."""
     kl_spatial: Tensor
     """KL summed over channels (B, *S)."""
     logprob_q: Tensor
     """log q(z), summed over the latent (B,)."""
-    qvar_max: Tensor
+    logvar_max: Tensor
     """The largest log-variance of q (), without a gradient. -inf for an empty batch."""
     kl_elementwise: Tensor | None
     """The KL of every element (B, C, *S), or None if it was not asked for."""
@@ -42,16 +38,17 @@ class SampleKL(NamedTuple):
 
 def normal_sample_kl(
     q_params: Tensor,
-    p_params: Tensor | None,
+    p_params: Tensor | None = None,
     *,
-    variance: VarianceMap = _DEFAULT,
+    variance: VarianceMap | str = "exp",
     analytical_kl: bool = False,
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
     mode: bool = False,
-    temperature: float = 1.0,
-    vanilla_latent_hw: int | None = None,
+    temperature: float | Tensor = 1.0,
+    window: int | None = None,
     elementwise: bool = False,
 ) -> SampleKL:
     """Sample z ~ q and compute KL(q || p) with all its reductions, in one pass forward and one backward.
@@ -60,23 +57,28 @@ def normal_sample_kl(
     ----------
     q_params
         Raw parameters of q, packed (B, 2C, *S): means, then raw spreads. float16, bfloat16, float32 or float64;
-        S has 1 to 3 dims; any strides.
+        S has up to 3 dims; any strides.
     p_params
         The same of the prior p, with batch B or 1 (broadcast). None is the standard normal N(0, I).
     variance
-        How the raw spreads of q and p become variances, clamps included.
+        How the raw spreads of q and p become variances, clamps included; a kind's name is the map without clamps. By
+        default the raw spread is the log-variance.
     analytical_kl
         Closed form, `1/2 [vq/vp + (qm - pm)^2/vp - 1 - log(vq/vp)]`; else the one-sample Monte-Carlo estimate
         `log q(z) - log p(z)`, whose gradient includes the score term.
     noise, latent, seed, mode
         Where z comes from; at most one of them. `noise` (B, C, *S): z = mean + temperature * std * noise.
         `latent` (B, C, *S): it is z. `seed`: Philox noise of any integer (modulo 2^64), or of an int64 tensor with
-        one element on q's device: the same z on every backend. `mode`: z is the mean. None of them: fresh noise,
-        from a seed that torch's generator draws where the backend makes Philox noise in its kernel (triton, cuda),
-        else torch's own, the numbers that `torch.randn` draws.
+        one element on q's device: the same z on every backend. Another seed for every level and every step: the
+        same one gives the same noise. `mode`: z is the mean. None of them: fresh noise, from a seed that torch's
+        generator draws where the backend makes Philox noise in its kernel (triton, cuda), else torch's own, the
+        numbers that `torch.randn` draws.
+    generator
+        What fresh noise is drawn from, instead of torch's default generator.
     temperature
-        Factor on the noise. The KL stays that of q and p, at the z drawn.
-    vanilla_latent_hw
+        Factor on the noise, a number or a tensor of one element, which gets no gradient. The KL stays that of q and p,
+        at the z drawn.
+    window
         Side of the centred window in the last two dims for `kl_samplewise_restricted`. None: the whole latent.
     elementwise
         Whether to return `kl_elementwise`.
@@ -93,22 +95,18 @@ def normal_sample_kl(
     _check_packed(q_params, "q_params")
     if p_params is not None:
         _check_prior(p_params, q_params)
-    way = route(q_params, p_params)
-    draw, source = _source(q_params, way, noise=noise, latent=latent, seed=seed, mode=mode)
-    window = None
-    if vanilla_latent_hw is not None:
-        window = restricted_window(q_params.shape[2:], _window_side(vanilla_latent_hw))
+    draw, source = _source(q_params, noise, latent, seed, mode, generator)
     # By position, here and below: names cost as much as what they name.
     step = Step(
         draw,
         "analytic" if analytical_kl else "monte_carlo",
-        _checked(variance),
-        as_number(temperature, "temperature"),
-        window,
+        as_variance(variance),
+        _as_temperature(temperature),
+        None if window is None else restricted_window(q_params.shape[2:], _window_side(window)),
         elementwise,
         is_channels_last(q_params),
     )
-    z, samplewise, restricted, *others = run_step(way, q_params, p_params, source, step)
+    z, samplewise, restricted, *others = _run(q_params, p_params, source, step, generator)
     if latent is not None:
         z = latent
     return SampleKL(z, samplewise, samplewise if restricted is None else restricted, *others)
@@ -117,41 +115,68 @@ def normal_sample_kl(
 def normal_sample(
     params: Tensor,
     *,
-    variance: VarianceMap = _DEFAULT,
+    variance: VarianceMap | str = "exp",
     noise: Tensor | None = None,
     seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
     mode: bool = False,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
 ) -> Tensor:
     """Sample z (B, C, *S) from packed parameters (B, 2C, *S): prediction and prior sampling, two reads, one write.
 
     The arguments are those of `normal_sample_kl`, and so are the errors.
     """
-    return run_sample(*_sampling(params, noise, None, seed, mode, temperature, variance))
+    step, source = _sampling(params, noise, None, seed, generator, mode, temperature, variance)
+    return _run(params, None, source, step, generator, only_z=True).z
 
 
-class Sample(NamedTuple):
-    """What `sample_with_log_density` returns."""
+class SampleLogProb(NamedTuple):
+    """What `normal_sample_log_prob` returns. The sum is float32, float64 for float64 inputs."""
 
     z: Tensor
-    logprob_q: Tensor
-    qvar_max: Tensor
+    """The sample, the mode or the given latent (B, C, *S)."""
+    logprob: Tensor
+    """log N(z), summed over the latent (B,)."""
+    logvar_max: Tensor
+    """The largest log-variance (), without a gradient. -inf for an empty batch."""
 
 
-def sample_with_log_density(
+def normal_sample_log_prob(
     params: Tensor,
     *,
-    variance: VarianceMap = _DEFAULT,
+    variance: VarianceMap | str = "exp",
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
     mode: bool = False,
-    temperature: float = 1.0,
-) -> Sample:
-    """z, log q(z) (B,) and the largest log-variance () in one pass: a block's prediction. Else as `normal_sample`."""
-    way, params, source, step = _sampling(params, noise, latent, seed, mode, temperature, variance)
-    z, *_, logprob_q, qvar_max, _ = run_step(way, params, None, source, step)
-    return Sample(z if latent is None else latent, logprob_q, qvar_max)
+    temperature: float | Tensor = 1.0,
+) -> SampleLogProb:
+    """z, its log-density and the largest log-variance in one pass.
+
+    Arguments and errors as of `normal_sample_kl`, which of the same draw gives z bit by bit and log q(z) to rounding:
+    it is another kernel.
+    """
+    step, source = _sampling(params, noise, latent, seed, generator, mode, temperature, variance)
+    outputs = _run(params, None, source, step, generator)
+    return SampleLogProb(outputs.z if latent is None else latent, outputs.logprob_q, outputs.logvar_max)
+
+
+def normal_log_prob(params: Tensor, z: Tensor, *, variance: VarianceMap | str = "exp") -> Tensor:
+    """log N(z) (B,) of a latent z (B, C, *S), summed over it, in nats; differentiable in both.
+
+    Arguments and errors as of `normal_sample_kl`.
+    """
+    return normal_sample_log_prob(params, variance=variance, latent=z).logprob
+
+
+def normal_kl(q_params: Tensor, p_params: Tensor | None = None, *, variance: VarianceMap | str = "exp") -> Tensor:
+    """KL(q || p) (B,) in closed form, summed over the latent, in nats; nothing is sampled.
+
+    Arguments and errors as of `normal_sample_kl`, which gives the other sums of it.
+    """
+    # In the mode, whose z costs a copy of the mean and no number.
+    return normal_sample_kl(q_params, p_params, variance=variance, analytical_kl=True, mode=True).kl_samplewise
 
 
 def _sampling(
@@ -159,29 +184,49 @@ def _sampling(
     noise: Tensor | None,
     latent: Tensor | None,
     seed: Tensor | int | None,
+    generator: torch.Generator | None,
     mode: bool,
-    temperature: float,
-    variance: VarianceMap,
-) -> tuple[Route, Tensor, Tensor | None, Step]:
-    """The arguments of a sample without a KL, checked, as `autograd` wants them."""
+    temperature: float | Tensor,
+    variance: VarianceMap | str,
+) -> tuple[Step, Tensor | None]:
+    """The arguments of a sample without a KL, checked, as a step and its source."""
     _check_packed(params, "params")
-    way = route(params)
-    draw, source = _source(params, way, noise=noise, latent=latent, seed=seed, mode=mode)
+    draw, source = _source(params, noise, latent, seed, mode, generator)
     step = Step(
-        draw=draw,
-        kl="none",
-        variance=_checked(variance),
-        temperature=as_number(temperature, "temperature"),
+        draw,
+        "none",
+        as_variance(variance),
+        _as_temperature(temperature),
         channels_last=is_channels_last(params),
     )
-    return way, params, source, step
+    return step, source
+
+
+def _run(
+    q: Tensor,
+    p: Tensor | None,
+    source: Tensor | None,
+    step: Step,
+    generator: torch.Generator | None,
+    only_z: bool = False,
+) -> Any:
+    """`StepOutputs`; which of them there are is known to whoever made the step."""
+    if q.dim() > 2:
+        return run(q, p, source, step, generator, only_z)
+    # Kernels know at least one spatial dim.
+    q, p, source = (None if each is None else each.unsqueeze(-1) for each in (q, p, source))  # type: ignore[assignment]
+    outputs = run(q, p, source, step, generator, only_z)._asdict()
+    for name in ("z", "kl_spatial", "kl_elementwise"):
+        if outputs[name] is not None:
+            outputs[name] = outputs[name].squeeze(-1)
+    return StepOutputs(**outputs)
 
 
 def _check_packed(packed: Tensor, name: str) -> None:
     _check_tensor(packed, name)
     shape = packed.shape
-    if not 3 <= len(shape) <= 5:
-        raise ValueError(f"{name} must be (batch, 2 * channels, 1 to 3 spatial dims), got {tuple(shape)}")
+    if not 2 <= len(shape) <= 5:
+        raise ValueError(f"{name} must be (batch, 2 * channels, up to 3 spatial dims), got {tuple(shape)}")
     if shape[1] % 2 or shape[1] == 0:
         raise ValueError(f"{name} packs means and raw spreads, so its channels are even; got {tuple(shape)}")
 
@@ -209,16 +254,23 @@ def _check_device(tensor: Tensor, name: str, packed: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}, the parameters are on {packed.device}")
 
 
-def _checked(variance: VarianceMap) -> VarianceMap:
-    if not isinstance(variance, VarianceMap):
-        raise TypeError(f"variance must be a VarianceMap, got {type(variance).__name__} {variance!r}")
-    return variance
+def _as_temperature(temperature: float | Tensor) -> float:
+    if not isinstance(temperature, Tensor):
+        return as_number(temperature, "temperature", "a number or a tensor of one element")
+    if temperature.numel() != 1 or temperature.requires_grad:
+        raise ValueError(
+            "temperature must be a number or a tensor of one element that needs no gradient, got one of shape "
+            f"{tuple(temperature.shape)}"
+            + (" that requires a gradient: detach it" if temperature.requires_grad else "")
+        )
+    # A graph keeps the tensor; there, its number is not known yet.
+    return temperature.reshape(()) if torch.compiler.is_compiling() else temperature.item()  # type: ignore[return-value]
 
 
-def _window_side(vanilla_latent_hw: int) -> int:
-    side = _as_integer(vanilla_latent_hw, "vanilla_latent_hw", "a positive integer or None")
+def _window_side(window: int) -> int:
+    side = _as_integer(window, "window", "a positive integer or None")
     if side < 1:
-        raise ValueError(f"vanilla_latent_hw must be a positive integer or None, got {side}")
+        raise ValueError(f"window must be a positive integer or None, got {side}")
     return side
 
 
@@ -233,20 +285,20 @@ def _as_integer(value: Any, name: str, expected: str) -> int:
 
 def _source(
     packed: Tensor,
-    way: Route,
-    *,
     noise: Tensor | None,
     latent: Tensor | None,
     seed: Tensor | int | None,
     mode: bool,
+    generator: torch.Generator | None,
 ) -> tuple[Any, Tensor | None]:
-    """`Step.draw` and its tensor; None for fresh noise too."""
+    """`Step.draw` and its tensor."""
     if noise is None and latent is None and seed is None and not mode:
-        return "seed" if way.makes_noise else "noise", None
+        return "fresh", None
     given = [name for name, value in (("noise", noise), ("latent", latent), ("seed", seed)) if value is not None]
-    given += ["mode"] if mode else []
+    given += ["mode"] if mode else [] if generator is None else ["generator"]
     if len(given) > 1:
-        raise ValueError(f"z has one source: give at most one of noise, latent, seed, mode; got {', '.join(given)}")
+        names = "noise, latent, seed, generator, mode"
+        raise ValueError(f"z has one source: give at most one of {names}; got {', '.join(given)}")
     if mode:
         return "mode", None
     if seed is not None:

@@ -46,17 +46,17 @@ def dense(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.contiguous()
 
 
-def restricted_window(spatial: Sequence[int], vanilla_latent_hw: int | None) -> tuple[int, int, int, int] | None:
+def restricted_window(spatial: Sequence[int], side: int | None) -> tuple[int, int, int, int] | None:
     """The centred window of the last two dims whose KL counts: rows [start, stop), columns [start, stop).
 
-    Each dim loses `max(0, (size - vanilla_latent_hw) // 2)` on both sides. None if nothing is cut off.
+    Each dim loses `max(0, (size - side) // 2)` on both sides. None if nothing is cut off.
     A single spatial dim counts as columns of one row.
     """
-    if vanilla_latent_hw is None:
+    if side is None or not spatial:
         return None
     rows, columns = spatial[-2:] if len(spatial) > 1 else (1, *spatial)
-    pad_rows = max(0, (rows - vanilla_latent_hw) // 2)
-    pad_columns = max(0, (columns - vanilla_latent_hw) // 2)
+    pad_rows = max(0, (rows - side) // 2)
+    pad_columns = max(0, (columns - side) // 2)
     if pad_rows == 0 and pad_columns == 0:
         return None
     return pad_rows, rows - pad_rows, pad_columns, columns - pad_columns
@@ -80,9 +80,12 @@ def inside_window(spatial: Sequence[int], window: tuple[int, int, int, int], dev
     return inside & (rows >= row) & (rows < row_end)
 
 
-def even_spatial(spatial: Sequence[int]) -> tuple[int, ...]:
-    """The sizes after upstream's odd-size crop: an odd last dim makes the last two dims even. Size 1 is kept."""
-    if spatial[-1] % 2 == 0 or spatial[-1] == 1:
+def even_spatial(spatial: Sequence[int], each: bool) -> tuple[int, ...]:
+    """The sizes after upstream's odd-size crop, which makes the last two dims even. Size 1 is kept.
+
+    `each` of them by itself, or both where the last is odd.
+    """
+    if not each and (spatial[-1] % 2 == 0 or spatial[-1] == 1):
         return tuple(spatial)
     kept, cropped = spatial[:-2], spatial[-2:]
     return (*kept, *(size - size % 2 if size > 1 else size for size in cropped))

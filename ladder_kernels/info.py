@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import ladder_kernels
+from ladder_kernels import noise
 from ladder_kernels.backends import select
 
 ENVIRONMENT_VARIABLES = (
@@ -22,7 +23,7 @@ ENVIRONMENT_VARIABLES = (
 )
 
 
-NOISES = {"torch": "noise of torch's generator", "philox": "Philox noise, made in the kernel"}
+NOISES = {"noise": "noise of torch's generator", "seed": "Philox noise, made in the kernel"}
 
 
 def collect() -> dict[str, Any]:
@@ -31,7 +32,7 @@ def collect() -> dict[str, Any]:
         "versions": versions(),
         "devices": _devices(),
         "backends": {name: select.reason_unavailable(name) or "usable" for name in select.NAMES},
-        "by default": defaults() | {"only where forced": f"cuda, {NOISES['philox']}"},
+        "by default": defaults() | {"only where forced": f"cuda, {NOISES['seed']}"},
         "environment": _environment(),
     }
 
@@ -57,7 +58,7 @@ def defaults(rng: str | None = None) -> dict[str, str]:
 def _default_on_gpu(rng: str | None) -> str:
     if torch.cuda.is_available():
         return _default("cuda", rng)
-    return f"none here; on one, triton, {NOISES[rng or 'philox']}"
+    return f"none here; on one, triton, {NOISES[noise.DRAWS[rng or 'philox']]}"
 
 
 def _default(device_type: str, rng: str | None) -> str:
@@ -65,10 +66,11 @@ def _default(device_type: str, rng: str | None) -> str:
         name = select.default(device_type)
     except (ValueError, select.BackendUnavailableError) as error:
         return str(error)
-    rng = rng or ("philox" if select.makes_noise(name) else "torch")
-    if rng == "philox" and name == "torch":
+    draw = noise.DRAWS[rng] if rng else noise.default_draw(name)
+    if draw == "seed" and name == "torch":
         return f"{name}, Philox noise, made in plain tensor arithmetic"
-    return f"{name}, {NOISES[rng]}"
+    reason = noise.reason_aten_draws() if (name, draw) == ("cpp", "noise") else None
+    return f"{name}, {NOISES[draw]}" + (f", made by ATen: {reason}" if reason else "")
 
 
 def _environment() -> dict[str, str]:

@@ -1,32 +1,35 @@
-"""The step as registered operators: the boundary of torch.compile and export for backends they cannot see into.
+"""The step as registered operators: what torch.compile, export and other tracers write down in its place.
 
-Eager calls never come here: the dispatcher costs more than a small kernel's launch. The backend's name is an argument,
-so that a compiled graph keeps the backend it was traced with. Operators have a fixed arity: an output or a gradient
-that is not asked for is an empty tensor.
-
-One operator is no compiler's: `plain_backward` is how the native backends' autograd, which is C++, gets to the plain
-formula where gradients are differentiated or batched.
+Eager calls never come here: the dispatcher costs more than a small kernel's launch. `ladder_kernels.autograd` registers
+the operators' autograd. The backend's name is an argument, so that a compiled graph keeps the
+backend it was traced with. Their arity is fixed: an output or a gradient that is not asked for is an empty tensor.
 """
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ladder_kernels.backends import torch as torch_backend
-from ladder_kernels.backends.select import load
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype, with_zeros
-from ladder_kernels.geometry import in_memory_order, latent_shape
-from ladder_kernels.variance import VarianceMap
+from ladder_kernels.backends.outputs import Look, gradient_looks, has_outputs, output_looks
+from ladder_kernels.backends.select import PLAIN, load
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
+from ladder_kernels.geometry import is_channels_last
+from ladder_kernels.noise import is_exporting
 
 NAMESPACE = "ladder_kernels"
 
-_CHOICES = "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor"
-_STEP = f"{_CHOICES}, Tensor? temperature, SymInt[]? window, bool elementwise, bool channels_last, str backend"
-_NATIVE_STEP = f"{_CHOICES}, float temperature, int[]? window, bool elementwise, bool channels_last"
+# In the order of `Step.fields`. The temperature is a tensor: a graph would be compiled anew for every value of a
+# number. No window is four zeros: the C++ that Inductor writes cannot pass a list that may be absent, and a package of
+# AOTInductor reads an empty one back as None. channels_last is absent where a program is exported: its tensors need not
+# look like the example's, nor like the fake ones that were traced (a 3D convolution's are contiguous, real ones need
+# not be), so the order is that of the q it gets.
+_STEP = (
+    "str draw, str kl, str variance, float? raw_min, float? raw_max, float beta, float floor, Tensor? temperature, "
+    "SymInt[] window, bool elementwise, bool? channels_last, str backend"
+)
+_NO_WINDOW = (0, 0, 0, 0)
 _INPUTS = "Tensor q, Tensor? p, Tensor? source"
 _OUTPUTS = ", ".join(f"Tensor {name}" for name in StepOutputs._fields)
 _GRADS = ", ".join(f"Tensor? grad_{name}" for name in StepGrads._fields)
@@ -35,191 +38,182 @@ _NEEDS = "bool needs_q, bool needs_p, bool needs_latent"
 torch.library.define(f"{NAMESPACE}::step", f"({_INPUTS}, {_STEP}) -> ({_OUTPUTS})")
 torch.library.define(
     f"{NAMESPACE}::step_backward",
-    f"({_INPUTS}, {_GRADS}, {_NEEDS}, {_STEP}) -> (Tensor grad_q, Tensor grad_p, Tensor grad_latent)",
+    f"({_INPUTS}, {_STEP}, {_NEEDS}, {_GRADS}) -> (Tensor grad_q, Tensor grad_p, Tensor grad_latent)",
 )
 torch.library.define(f"{NAMESPACE}::sample", f"(Tensor q, Tensor? source, {_STEP}) -> Tensor")
-# In the order in which csrc/autograd.h has the arguments: inputs, the step as `native.Functions` gave it, gradients.
-torch.library.define(
-    f"{NAMESPACE}::plain_backward",
-    f"({_INPUTS}, {_NATIVE_STEP}, {_GRADS}, {_NEEDS}) -> (Tensor? grad_q, Tensor? grad_p, Tensor? grad_latent)",
-)
 
 
-def step(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str) -> tuple[Any, ...]:
-    """The entries of `StepOutputs`, through the operator."""
-    return _wanted(torch.ops.ladder_kernels.step.default(q, p, source, *arguments(step, backend)), step)
+class Operators:
+    """The functions of a backend (see `ladder_kernels.backends.step`), through the operators."""
 
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
 
-def sample(q: Tensor, source: Tensor | None, step: Step, backend: str) -> Tensor:
-    """z, through the operator."""
-    return torch.ops.ladder_kernels.sample.default(q, source, *arguments(step, backend))
+    def forward(self, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
+        found = torch.ops.ladder_kernels.step.default(q, p, source, *arguments(step, self._backend))
+        return StepOutputs(*(out if has else None for out, has in zip(found, has_outputs(step), strict=True)))
+
+    def backward(
+        self,
+        q: Tensor,
+        p: Tensor | None,
+        source: Tensor | None,
+        step: Step,
+        grads: StepGrads,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, ...]:
+        given = (*arguments(step, self._backend), *needs, *grads)
+        found = torch.ops.ladder_kernels.step_backward.default(q, p, source, *given)
+        return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))
+
+    def sample(self, q: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        return torch.ops.ladder_kernels.sample.default(q, source, *arguments(step, self._backend))
 
 
 def arguments(step: Step, backend: str) -> tuple[Any, ...]:
-    """Those of an operator after its tensors.
-
-    The temperature is a tensor: a graph would be compiled anew for every value of a number.
-    """
-    temperature = None if step.temperature == 1.0 else torch.ones((), dtype=torch.float64) * step.temperature
-    # In the order of `Step`; not its _replace, which older compilers do not trace.
-    return (
-        step.draw,
-        step.kl,
-        *step.variance.fields(),
-        temperature,
-        step.window,
-        step.elementwise,
-        step.channels_last,
-        backend,
-    )
+    """Those of an operator that say what to do."""
+    *before, temperature, window, elementwise, channels_last = step.fields()
+    factor: Tensor | None
+    if isinstance(temperature, Tensor):
+        factor = temperature.to("cpu", torch.float64)
+    else:
+        factor = None if temperature == 1.0 else torch.ones((), dtype=torch.float64, device="cpu") * temperature
+    return (*before, factor, window or _NO_WINDOW, elementwise, None if is_exporting() else channels_last, backend)
 
 
-@torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
-def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
-    step, backend = _parse_real(step_and_backend)
+class Asked(NamedTuple):
+    """What `arguments` says, read back, for packed parameters q."""
+
+    step: Step
+    backend: str
+
+    @staticmethod
+    def of(q: Tensor, *arguments: Any) -> "Asked":
+        """A temperature stays a tensor, which may be a fake one."""
+        *before, channels_last, backend = arguments
+        return _asked(*before, is_channels_last(q) if channels_last is None else channels_last, backend)
+
+    @staticmethod
+    def of_real(q: Tensor, *arguments: Any) -> "Asked":
+        """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
+        *before, temperature, window, elementwise, channels_last, backend = arguments
+        temperature = None if temperature is None else float(temperature)
+        channels_last = is_channels_last(q) if channels_last is None else channels_last
+        return _asked_again(*before, temperature, tuple(window), elementwise, channels_last, backend)
+
+
+def _asked(*arguments: Any) -> Asked:
+    *before, temperature, window, elementwise, channels_last, backend = arguments
+    temperature = 1.0 if temperature is None else temperature
+    no_window = all(isinstance(side, int) and side == 0 for side in window)  # a symbolic one is not 0
+    window = None if no_window else tuple(window)
+    return Asked(Step.of_fields(*before, temperature, window, elementwise, channels_last), backend)
+
+
+_asked_again = functools.lru_cache(maxsize=256)(_asked)
+
+
+class Incoming(NamedTuple):
+    """What `step_backward` is told besides tensors: in the order of its schema."""
+
+    asked: tuple[Any, ...]
+    needs: tuple[bool, bool, bool]
+    grads: StepGrads
+
+    @staticmethod
+    def of(rest: Sequence[Any]) -> "Incoming":
+        asked_and_needs, grads = rest[: -len(StepGrads._fields)], rest[-len(StepGrads._fields) :]
+        *asked, needs_q, needs_p, needs_latent = asked_and_needs
+        return Incoming(tuple(asked), (needs_q, needs_p, needs_latent), StepGrads(*grads))
+
+
+def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
+    q, p, source = _bare(q, p, source)
+    step, backend = Asked.of_real(q, *asked)
     return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
-@torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    grads, needs, (step, backend) = StepGrads(*rest[:8]), rest[8:11], _parse_real(rest[11:])
-    found = load(backend).backward(q, p, source, step, grads, needs)
-    return tuple(_or_empty(grad, q) for grad in with_zeros(found, (q, p, source), step, needs))
+    asked, needs, grads = Incoming.of(rest)
+    q, p, source = _bare(q, p, source)
+    step, backend = Asked.of_real(q, *asked)
+    found = load(backend).backward(q, p, source, step, StepGrads(*_bare(*grads)), needs)
+    return tuple(_or_empty(grad, q) for grad in found)
 
 
-@torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
-def _sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
-    step, backend = _parse_real(step_and_backend)
+def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
+    q, source = _bare(q, source)
+    step, backend = Asked.of_real(q, *asked)
     return load(backend).sample(q, source, step)
 
 
-@torch.library.impl(f"{NAMESPACE}::plain_backward", "CompositeImplicitAutograd")
-def _plain_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor | None, ...]:
-    (step, _), grads, needs = _parse((*rest[:-11], "torch")), StepGrads(*rest[-11:-3]), rest[-3:]
-    differentiable = torch.is_grad_enabled()
-    backward = torch_backend.differentiable_backward if differentiable else torch_backend.backward
-    return backward(q, p, source, step, grads, needs)
+def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
+    step, _ = Asked.of(q, *asked)
+    return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::step")
-def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *step_and_backend: Any) -> tuple[Tensor, ...]:
-    step, _ = _parse(step_and_backend)
-    shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    every = StepOutputs(
-        z=_empty_dense(q, shape, q.dtype, step),
-        kl_samplewise=q.new_empty(shape[0], dtype=dtype),
-        kl_samplewise_restricted=q.new_empty(shape[0], dtype=dtype),
-        kl_channelwise=q.new_empty(shape[:2], dtype=dtype),
-        kl_spatial=q.new_empty((shape[0], *shape[2:]), dtype=dtype),
-        logprob_q=q.new_empty(shape[0], dtype=dtype),
-        qvar_max=q.new_empty((), dtype=dtype),
-        kl_elementwise=_empty_dense(q, shape, dtype, step),
-    )
-    return tuple(_or_empty(out, q) for out in _wanted(every, step))
-
-
-@torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    needs, (step, _) = rest[8:11], _parse(rest[11:])
-    return tuple(
-        _empty_dense(q, like.shape, like.dtype, step) if need and like is not None else q.new_empty(0)
-        for like, need in zip((q, p, source), needs, strict=True)
-    )
+    asked, needs, _ = Incoming.of(rest)
+    step, _ = Asked.of(q, *asked)
+    return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
-@torch.library.register_fake(f"{NAMESPACE}::sample")
-def _fake_sample(q: Tensor, source: Tensor | None, *step_and_backend: Any) -> Tensor:
-    step, _ = _parse(step_and_backend)
-    return _empty_dense(q, latent_shape(q), q.dtype, step)
+def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
+    step, _ = Asked.of(q, *asked)
+    return _empty(output_looks(q, None, source, step)[0], q)
 
 
-def _set_up_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, p, source, *ctx.step_and_backend = inputs
-    ctx.save_for_backward(q, p, source)
-    ctx.mark_non_differentiable(output[StepOutputs._fields.index("qvar_max")])
-    ctx.set_materialize_grads(False)
+class _Operator(NamedTuple):
+    real: Callable[..., Any]
+    fake: Callable[..., Any]
 
 
-def _differentiate_step(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-    step, _ = _parse(ctx.step_and_backend)
-    found = _gradients(ctx, ctx.saved_tensors, _wanted(grads, step), ctx.needs_input_grad[:3])
-    return (*found, *[None] * len(ctx.step_and_backend))
+_OPERATORS = {
+    "step": _Operator(_step, _fake_step),
+    "step_backward": _Operator(_step_backward, _fake_step_backward),
+    "sample": _Operator(_sample, _fake_sample),
+}
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+for _name, _functions in _OPERATORS.items():
+    _library.impl(_name, _functions.real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _functions.fake)
 
 
-def _set_up_sample(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, source, *ctx.step_and_backend = inputs
-    ctx.save_for_backward(q, source)
+def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
+    """Let `differentiable`, called as the operator is, serve where gradients are recorded.
+
+    Unlike torch's own `register_autograd` this takes a Function that others call as well.
+    """
+    real, operator = _OPERATORS[name].real, getattr(torch.ops.ladder_kernels, name).default
+
+    def call(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            found = differentiable(*arguments)
+            return tuple(_or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
+        if not is_recorded(tensors):  # the dispatcher takes as long as a small step to get there
+            return real(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _library.impl(name, call, "Autograd", with_keyset=True)
 
 
-def _differentiate_sample(ctx: Any, grad_z: Tensor) -> tuple[Any, ...]:
-    q, source = ctx.saved_tensors
-    grad_q, _, _ = _gradients(ctx, (q, None, source), StepGrads(z=grad_z), (True, False, False))
-    return (grad_q, None, *[None] * len(ctx.step_and_backend))
+def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return not PLAIN.issuperset(map(type, tensors))
 
 
-def _gradients(ctx: Any, inputs: tuple[Any, ...], grads: Sequence[Any], needs: tuple[bool, bool, bool]) -> Any:
-    """Those at q, p and source, None where not needed."""
-    q, p, source = inputs
-    if torch.is_grad_enabled():
-        step, _ = _parse(ctx.step_and_backend)
-        return torch_backend.differentiable_backward(q, p, source, step, StepGrads(*grads), needs)
-    found = torch.ops.ladder_kernels.step_backward.default(q, p, source, *grads, *needs, *ctx.step_and_backend)
-    return [grad if need else None for grad, need in zip(found, needs, strict=True)]
-
-
-torch.library.register_autograd(f"{NAMESPACE}::step", _differentiate_step, setup_context=_set_up_step)
-torch.library.register_autograd(f"{NAMESPACE}::sample", _differentiate_sample, setup_context=_set_up_sample)
-
-
-def _parse(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
-    """The step and the backend from `arguments`; a temperature stays a tensor, which may be a fake one."""
-    draw, kl, kind, raw_min, raw_max, beta, floor, temperature, window, elementwise, channels_last, backend = (
-        step_and_backend
-    )
-    step = Step(
-        draw,
-        kl,
-        VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor),
-        temperature=1.0 if temperature is None else temperature,
-        # The operator's schema has a list for it.
-        window=None if window is None else tuple(window),
-        elementwise=elementwise,
-        channels_last=channels_last,
-    )
-    return step, backend
-
-
-_parse_again = functools.lru_cache(maxsize=256)(_parse)
-
-
-def _parse_real(step_and_backend: Sequence[Any]) -> tuple[Step, str]:
-    """With numbers for what may be a tensor or symbolic; made once for all calls that ask for the same."""
-    *choices, temperature, window, elementwise, channels_last, backend = step_and_backend
-    temperature = 1.0 if temperature is None else float(temperature)
-    window = None if window is None else tuple(window)
-    return _parse_again((*choices, temperature, window, elementwise, channels_last, backend))
-
-
-def _wanted(outputs: Sequence[Any], step: Step) -> tuple[Any, ...]:
-    """What belongs to the outputs (or their gradients) that the step has; None for the others."""
-    kl = step.kl != "none"
-    has = {
-        "z": step.draw != "latent",
-        "kl_samplewise": kl,
-        "kl_samplewise_restricted": kl and step.window is not None,
-        "kl_channelwise": kl,
-        "kl_spatial": kl,
-        "logprob_q": True,
-        "qvar_max": True,
-        "kl_elementwise": kl and step.elementwise,
-    }
-    return tuple(out if has[name] else None for name, out in zip(StepOutputs._fields, outputs, strict=True))
+def _bare(*tensors: Any) -> tuple[Any, ...]:
+    """Without subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
+    return tuple(each if type(each) in PLAIN else each.as_subclass(Tensor) for each in tensors)
 
 
 def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
-    return q.new_empty(0) if tensor is None else tensor
+    return q.new_empty((0,)) if tensor is None else tensor
 
 
-def _empty_dense(q: Tensor, shape: Sequence[int], dtype: torch.dtype, step: Step) -> Tensor:
-    """As every backend lays out z, the elementwise KL and the gradients."""
-    return in_memory_order(q.new_empty(math.prod(shape), dtype=dtype), shape, step.channels_last)
+def _empty(look: Look | None, q: Tensor) -> Tensor:
+    return q.new_empty((0,)) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)

@@ -4,14 +4,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree
 
+from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.backends.torch.formulas import Gaussian, clamp, gaussian
-from ladder_kernels.geometry import center_crop, device_type
+from ladder_kernels.geometry import center_crop
 from ladder_kernels.variance import VarianceMap
 
 _VAR_EPS = VarianceMap("stable").floor
+
+
+def _absent() -> Tensor:
+    """The tensor of a parameter that has none."""
+    raise RuntimeError(
+        "p is not computed in a prediction from q, which does not need it: "
+        "process_p_params(p_features, var_clip_max) of the block gives it"
+    )
 
 
 class _Parameter:
@@ -23,9 +32,13 @@ class _Parameter:
     @property
     def _tensor(self) -> Tensor:
         tensor = self._tensor_or_late
-        if not isinstance(tensor, Tensor):
+        if callable(tensor):
             self._tensor_or_late = tensor = tensor()
         return tensor
+
+    def _tensors(self) -> list[Tensor]:
+        """The tensor, if there is one."""
+        return [] if self._tensor_or_late is _absent else [self._tensor]
 
     @property
     def is_3D(self) -> bool:  # noqa: N802  # upstream's name
@@ -43,7 +56,8 @@ class _Parameter:
 
     def __getstate__(self) -> dict[str, Any]:
         # What is copied or pickled is the value, not the way to it.
-        return self.__dict__ | {"_tensor_or_late": self._tensor}
+        self._tensors()
+        return self.__dict__
 
 
 class StableMean(_Parameter):
@@ -86,6 +100,10 @@ class StableLogVar(_Parameter):
     def _lv(self) -> Tensor:
         return clamp(self._tensor, self._variance)[0]
 
+    def to(self, dtype: torch.dtype) -> "StableLogVar":
+        """The same, mapped from the raw parameter in that dtype."""
+        return StableLogVar(self._tensor.to(dtype), variance=self._variance)
+
     def _gaussian(self) -> Gaussian:
         return gaussian(self._tensor, self._tensor, self._variance)
 
@@ -102,16 +120,27 @@ class StableLogVar(_Parameter):
         return self._gaussian().std
 
 
+def wide(value: Any) -> Any:
+    """A tensor or a log-variance in the dtype that the step is computed in: float32 for half precision."""
+    if isinstance(value, StableLogVar):
+        return value.to(compute_dtype(value._tensor))
+    # Of an override the parameter may be another class's.
+    return value.to(compute_dtype(value)) if isinstance(value, Tensor) else value
+
+
 def parameter_pair(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
     """The two halves of packed parameters (B, 2C, *S), as views."""
     mean, raw = packed.chunk(2, dim=1)
     return StableMean(mean), StableLogVar(raw, variance=variance)
 
 
-def late_parameter_pair(
-    packed: Tensor | Callable[[], Tensor], variance: VarianceMap
-) -> tuple[StableMean, StableLogVar]:
-    """The same, but the views, and what they are of, are made when one of the two is first read, as they would be now.
+def absent_parameter_pair(variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+    """p of a prediction from q: whoever reads one of the two gets a RuntimeError that says where p is to be had."""
+    return StableMean(_absent), StableLogVar(_absent, variance=variance)
+
+
+def late_parameter_pair(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
+    """`parameter_pair`, but the views are made when one of the two is first read, as they would be now.
 
     Nobody reads most of them, and with their autograd they cost a fifth of a small step.
     """
@@ -122,8 +151,8 @@ def late_parameter_pair(
 class _LateHalves:
     """The halves of packed parameters, in the gradient and inference mode of now."""
 
-    def __init__(self, packed: Tensor | Callable[[], Tensor]) -> None:
-        self._packed_or_late = packed
+    def __init__(self, packed: Tensor) -> None:
+        self._packed = packed
         self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         self._halves: Sequence[Tensor] = ()
 
@@ -136,74 +165,23 @@ class _LateHalves:
     def _half(self, index: int) -> Tensor:
         if not self._halves:
             with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad):
-                packed = self._packed_or_late
-                self._halves = (packed if isinstance(packed, Tensor) else packed()).chunk(2, dim=1)
+                self._halves = self._packed.chunk(2, dim=1)
         return self._halves[index]
-
-
-class LateCall:
-    """`module(features)`, computed later as it would have been now, or not at all.
-
-    Autocast is that of now. If an in-place change of the features, a step of an optimizer, an average of weights or a
-    loaded checkpoint has come in between, calling it raises RuntimeError.
-    """
-
-    def __init__(self, module: nn.Module, features: Tensor) -> None:
-        self._module, self._features = module, features
-        device = device_type(features)
-        self._autocast: dict[str, Any] = {"device_type": device, "enabled": torch.is_autocast_enabled(device)}
-        if self._autocast["enabled"]:
-            self._autocast["dtype"] = torch.get_autocast_dtype(device)
-            self._autocast["cache_enabled"] = torch.is_autocast_cache_enabled()
-        parameters, buffers = _weights(module)
-        self._versions = self._versions_now(parameters, buffers)
-        # `parameter.data.copy_`, which averages of weights use, counts as no version: one parameter stands for all.
-        # Of a convolution the bias, its smallest; none of a module without parameters.
-        with torch.no_grad():
-            self._last_values = [parameter.clone() for parameter in parameters[-1:]]
-
-    def __call__(self) -> Tensor:
-        if not self._is_unchanged():
-            raise RuntimeError(
-                f"this value was left out of the call and can no longer be computed: the weights of {self._module} or "
-                "its input have changed since"
-            )
-        with torch.autocast(**self._autocast):
-            return self._module(self._features)
-
-    def _is_unchanged(self) -> bool:
-        parameters, buffers = _weights(self._module)
-        return self._versions_now(parameters, buffers) == self._versions and all(
-            torch.allclose(now, then, rtol=0, atol=0, equal_nan=True)
-            for now, then in zip(parameters[-1:], self._last_values, strict=True)
-        )
-
-    def _versions_now(self, parameters: list[Tensor], buffers: list[Tensor]) -> list[int | None]:
-        tensors = (self._features, *parameters, *buffers)
-        # Tensors of the inference mode have none.
-        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def _weights(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters and the buffers."""
-    if module._modules:
-        return [*module.parameters()], [*module.buffers()]
-    # Of a convolution, which has none below it: the walk costs as much as all else here.
-    parameters, buffers = module._parameters.values(), module._buffers.values()
-    return [each for each in parameters if each is not None], [each for each in buffers if each is not None]
 
 
 def _register(cls: type[_Parameter]) -> None:
     """Lets torch's tree functions see the tensor: export, vmap, FSDP and tree_map."""
 
-    def flatten(parameter: _Parameter) -> tuple[list[Tensor], list[tuple[str, Any]]]:
-        settings = {name: value for name, value in vars(parameter).items() if name != "_tensor_or_late"}
-        return [parameter._tensor], sorted(settings.items())
+    def flatten(parameter: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
+        # The map as constants, which is all that a compiler and a saved program take.
+        return parameter._tensors(), parameter._variance.fields() if hasattr(parameter, "_variance") else ()
 
-    def unflatten(tensors: Any, settings: Any) -> _Parameter:
-        parameter = cls.__new__(cls)
-        (parameter._tensor_or_late,) = tensors
-        vars(parameter).update(settings)
+    def unflatten(tensors: Any, fields: Any) -> _Parameter:
+        parameter: Any = cls.__new__(cls)
+        (parameter._tensor_or_late,) = tensors or (_absent,)
+        if fields:
+            kind, raw_min, raw_max, beta, floor = fields
+            parameter._variance = VarianceMap(kind, raw_min=raw_min, raw_max=raw_max, beta=beta, floor=floor)
         return parameter
 
     _pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"ladder_kernels.params.{cls.__name__}")

@@ -5,6 +5,7 @@ The formulas themselves are `gaussian` in `backends/torch/formulas.py`, `backend
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 FLOORS: dict[str, float | None] = {"stable": 1e-6, "exp": None, "logstd": None, "softplus": 0.0}
 """The kinds, and the floor that each has if none is given; None: it has no floor."""
 KINDS = tuple(FLOORS)
+# A floor is there so that nothing underflows: one that is no normal float32 does not serve.
+_SMALLEST_FLOOR = torch.finfo(torch.float32).tiny
 # Python's and a compiler's symbolic ones.
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
@@ -45,16 +48,18 @@ class VarianceMap:
     bounds in the wrong order; TypeError for a field that is no number.
     """
 
-    kind: str = "stable"
+    kind: str
     _: dataclasses.KW_ONLY
     raw_min: float | None = None
-    """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0. NaN stays NaN."""
+    """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0, at it and above it passes: at its
+    bound torch.clamp's passes up to torch 2.13, and is 0 from 2.14 on. NaN stays NaN."""
     raw_max: float | None = None
-    """Upper clamp of r. Above it the gradient is 0."""
+    """Upper clamp of r. Above it the gradient is 0, at it and below it passes."""
     beta: float = 1.0
     """Of "softplus": how sharply it bends. Positive."""
     floor: float = None  # type: ignore[assignment]  # always a number once the map is there
-    """Added to v in "stable" (1e-6 by default, CAREamics' `var_eps`), to s in "softplus" (0); None: the default."""
+    """Added to v in "stable" (1e-6 by default, CAREamics' `var_eps`), to s in "softplus" (0); None: the default. 0, or
+    a normal float32."""
 
     def __post_init__(self) -> None:
         if self.kind not in FLOORS:
@@ -70,8 +75,8 @@ class VarianceMap:
             raise ValueError(f"the variance map {self.kind!r} has no floor, got {self.floor}")
         if self.kind != "softplus" and self.beta != 1.0:
             raise ValueError(f"the variance map {self.kind!r} has no beta, got {self.beta}")
-        if not 0.0 <= self.floor < math.inf:
-            raise ValueError(f"the floor must be finite and not negative, got {self.floor}")
+        if self.floor != 0.0 and not _SMALLEST_FLOOR <= self.floor < math.inf:
+            raise ValueError(f"the floor must be 0, or finite and at least {_SMALLEST_FLOOR:.2g}, got {self.floor}")
         if not 0.0 < self.beta < math.inf:
             raise ValueError(f"beta must be finite and positive, got {self.beta}")
         if self.raw_min is not None and self.raw_max is not None and self.raw_min > self.raw_max:
@@ -90,10 +95,11 @@ class VarianceMap:
         return VarianceMap("stable", raw_max=raw_max)
 
     @staticmethod
-    def hdn() -> "VarianceMap":
-        """HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), neither clamped nor with a floor.
+    def juglab_hdn() -> "VarianceMap":
+        """juglab's HDN and ladder-vae-pytorch: `s = exp(r / 2)` (both lib/stochastic.py), without clamp and floor.
 
-        Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all sums are of the same KL.
+        CAREamics' own HDN is `careamics()`. Their `kl_spatial` is analytic even where the KL is Monte-Carlo; here all
+        sums are of the same KL.
         """
         return VarianceMap("exp")
 
@@ -132,3 +138,16 @@ class VarianceMap:
         `s = exp(beta r)`, it is: scale the raws by beta, add p's parameters to q's, and use `vdvae()`.
         """
         return VarianceMap("softplus", beta=math.log(2))
+
+
+def as_variance(variance: VarianceMap | str) -> VarianceMap:
+    """The map, also where its kind alone is given. Raises ValueError or TypeError for what is neither."""
+    if isinstance(variance, VarianceMap):
+        return variance
+    if isinstance(variance, str):
+        # A compiler reads a construction better than a cache.
+        return VarianceMap(variance) if torch.compiler.is_compiling() else _of_kind(variance)
+    raise TypeError(f"variance must be a VarianceMap or a kind's name, got {type(variance).__name__} {variance!r}")
+
+
+_of_kind = functools.lru_cache(maxsize=None)(VarianceMap)

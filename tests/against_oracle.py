@@ -27,7 +27,7 @@ def check(given, options, names=oracle.OUTPUTS, truncates=False):
     compute = torch.float64 if given["q_params"].dtype == torch.float64 else torch.float32
     plain, plain_grads = run(oracle.step, oracle.cast(given, compute), plain_options, incoming)
     exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), plain_options, incoming)
-    for name in (*oracle.OUTPUTS, "qvar_max"):
+    for name in (*oracle.OUTPUTS, "logvar_max"):
         oracle.assert_as_exact_as_plain(name, ours[name], plain[name], exact[name], truncates=truncates)
     for name in our_grads:
         assert our_grads[name].dtype == given[name].dtype

@@ -57,14 +57,14 @@ def step(
     p_params: Tensor | None,
     *,
     analytical_kl: bool = False,
-    variance: VarianceMap = VarianceMap(),  # noqa: B008  # frozen, so one default may serve all
+    variance: VarianceMap = VarianceMap("exp"),  # noqa: B008  # frozen, so one default may serve all
     noise: Tensor | None = None,
     latent: Tensor | None = None,
     mode: bool = False,
     temperature: float = 1.0,
-    vanilla_latent_hw: int | None = None,
+    window: int | None = None,
 ) -> dict[str, Tensor]:
-    """The differentiable outputs of `normal_sample_kl`, and `qvar_max`."""
+    """The differentiable outputs of `normal_sample_kl`, and `logvar_max`."""
     q = normal(q_params, variance)
     zero = torch.zeros_like(q.mean)
     p = normal(p_params, variance) if p_params is not None else Normal(zero, zero + 1, validate_args=False)
@@ -78,21 +78,21 @@ def step(
     return {
         "z": z,
         "kl_samplewise": kl.flatten(1).sum(1),
-        "kl_samplewise_restricted": window(kl, vanilla_latent_hw).flatten(1).sum(1),
+        "kl_samplewise_restricted": centred(kl, window).flatten(1).sum(1),
         "kl_channelwise": kl.flatten(2).sum(2),
         "kl_spatial": kl.sum(1),
         "logprob_q": log_q.flatten(1).sum(1),
         "kl_elementwise": kl,
-        "qvar_max": (2 * q.stddev.log()).max().detach() if kl.numel() else torch.tensor(-torch.inf),
+        "logvar_max": (2 * q.stddev.log()).max().detach() if kl.numel() else torch.tensor(-torch.inf),
     }
 
 
-def window(kl: Tensor, vanilla_latent_hw: int | None) -> Tensor:
+def centred(kl: Tensor, window: int | None) -> Tensor:
     """The centred window, a dim at a time."""
-    if vanilla_latent_hw is None:
+    if window is None:
         return kl
     for dim in range(max(2, kl.dim() - 2), kl.dim()):
-        pad = max(0, (kl.shape[dim] - vanilla_latent_hw) // 2)
+        pad = max(0, (kl.shape[dim] - window) // 2)
         kl = kl.narrow(dim, pad, kl.shape[dim] - 2 * pad)
     return kl
 

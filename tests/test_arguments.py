@@ -30,11 +30,11 @@ def test_numpy_numbers_are_numbers():
         None,
         noise=noise,
         temperature=np.float32(0.5),
-        variance=VarianceMap(raw_max=np.float64(0.5)),
-        vanilla_latent_hw=np.int64(2),
+        variance=VarianceMap("stable", raw_max=np.float64(0.5)),
+        window=np.int64(2),
     )
     expected = normal_sample_kl(
-        q, None, noise=noise, temperature=0.5, variance=VarianceMap(raw_max=0.5), vanilla_latent_hw=2
+        q, None, noise=noise, temperature=0.5, variance=VarianceMap("stable", raw_max=0.5), window=2
     )
     assert torch.equal(step.z, expected.z)
     assert torch.equal(step.kl_samplewise_restricted, expected.kl_samplewise_restricted)
@@ -42,7 +42,7 @@ def test_numpy_numbers_are_numbers():
 
 WRONG = {
     "odd channels": (ValueError, {"q_params": torch.zeros(1, 3, 4, 4)}),
-    "no space": (ValueError, {"q_params": torch.zeros(1, 4)}),
+    "one dim": (ValueError, {"q_params": torch.zeros(4)}),
     "four spatial dims": (ValueError, {"q_params": torch.zeros(1, 4, 1, 1, 1, 1)}),
     "integers": (TypeError, {"q_params": torch.zeros(1, 4, 4, 4, dtype=torch.int32)}),
     "p of other space": (ValueError, {"p_params": torch.zeros(2, 4, 4, 5)}),
@@ -59,12 +59,15 @@ WRONG = {
     "noise as a list": (TypeError, {"noise": [0.0]}),
     "seed with a fraction": (TypeError, {"seed": 1.5}),
     "seed as a str": (TypeError, {"seed": "7"}),
-    "window as a float": (TypeError, {"vanilla_latent_hw": 2.0}),
-    "window below zero": (ValueError, {"vanilla_latent_hw": -3}),
-    "window of nothing": (ValueError, {"vanilla_latent_hw": 0}),
-    "temperature as a tensor": (TypeError, {"temperature": torch.tensor(1.0, requires_grad=True)}),
+    "window as a float": (TypeError, {"window": 2.0}),
+    "window below zero": (ValueError, {"window": -3}),
+    "window of nothing": (ValueError, {"window": 0}),
+    "noise and a generator": (ValueError, {"seed": 1, "generator": torch.Generator()}),
+    "temperature with a gradient": (ValueError, {"temperature": torch.tensor(1.0, requires_grad=True)}),
+    "two temperatures": (ValueError, {"temperature": torch.ones(2)}),
     "temperature as a str": (TypeError, {"temperature": "1"}),
-    "variance as a str": (TypeError, {"variance": "stable"}),
+    "variance of no kind": (ValueError, {"variance": "naive"}),
+    "variance as a number": (TypeError, {"variance": 1.0}),
     "tensor elsewhere": (ValueError, {"p_params": torch.zeros(2, 4, 4, 4, device="meta")}),
 }
 
@@ -72,7 +75,9 @@ WRONG = {
 @pytest.mark.parametrize(("error", "wrong"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_named(error, wrong):
     call = {"q_params": torch.zeros(2, 4, 4, 4), "p_params": None, **wrong}
-    with pytest.raises(error, match=r"^(q_params|p_params|noise|latent|z|seed|vanilla_latent_hw|temperature|variance)"):
+    with pytest.raises(
+        error, match=r"^(q_params|p_params|noise|latent|z|seed|window|temperature|variance|unknown kind)"
+    ):
         normal_sample_kl(**call)
 
 

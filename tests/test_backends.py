@@ -1,6 +1,5 @@
 """Selection of the backend: forced, automatic, and what the user is told."""
 
-import asyncio
 import functools
 import json
 import logging
@@ -35,7 +34,7 @@ def broken(monkeypatch):
 @pytest.fixture
 def picky(monkeypatch):
     """The cpp backend as one that takes no tensor of this call."""
-    module = SimpleNamespace(NAME="cpp", unsupported=lambda q, p, source: "tensors are too blue")
+    module = SimpleNamespace(NAME="cpp", unsupported=lambda q, p: "tensors are too blue")
     original = select._find
     pretend(monkeypatch, lambda name: (module, None) if name == "cpp" else original(name))
 
@@ -74,9 +73,40 @@ def test_the_automatic_choice_falls_back_and_says_so_once(reason, request, caplo
     assert "broken" in caplog.text or "too blue" in caplog.text
 
 
+@pytest.mark.parametrize("asked", ["eager", "compiled", "info"])
+def test_what_is_there_but_broken_is_warned_of_once(asked, recwarn, monkeypatch):
+    def unavailable():
+        raise OSError("built for another version; to rebuild it, run: pip install")
+
+    monkeypatch.setitem(sys.modules, "ladder_kernels.backends.cpp", SimpleNamespace(unavailable=unavailable))
+    pretend(monkeypatch, functools.cache(select._find.__wrapped__))
+    ask = {
+        "eager": lambda: served(),
+        "compiled": lambda: select.default("cpu"),
+        "info": lambda: select.reason_unavailable("cpp"),
+    }[asked]
+    ask()
+    ask()
+    assert served() == "torch"
+    (warned,) = recwarn.list
+    said = str(warned.message)
+    assert said.startswith("the backend 'cpp' of ladder_kernels is there but broken")
+    assert said.endswith("to rebuild it, run: pip install")
+    with pytest.raises(select.BackendUnavailableError, match="another version"), ladder_kernels.use_backend("cpp"):
+        pass
+
+
+def test_what_was_never_built_is_no_warning(recwarn, monkeypatch):
+    stand_in = SimpleNamespace(unavailable=lambda: "not built")
+    monkeypatch.setitem(sys.modules, "ladder_kernels.backends.cpp", stand_in)
+    pretend(monkeypatch, functools.cache(select._find.__wrapped__))
+    assert served() == "torch"
+    assert not recwarn.list
+
+
 def served() -> str:
     q = torch.zeros(1, 2, 3)
-    return select.choose(q, None, None).NAME
+    return select.serving(q)
 
 
 def test_use_backend_nests_and_restores():
@@ -112,20 +142,10 @@ def test_use_backend_holds_for_its_own_thread_alone():
     assert served() == before
 
 
-def test_use_backend_holds_for_its_own_task_alone():
-    before = served()
-
-    async def forced(name):
-        with ladder_kernels.use_backend(name):
-            await asyncio.sleep(0)
-            found = served()
-            await asyncio.sleep(0)
-        return found, served()
-
-    async def both():
-        return await asyncio.gather(forced("torch"), forced("triton"))
-
-    assert asyncio.run(both()) == [("torch", before), ("triton", before)]
+@pytest.mark.parametrize("name", ["numpy", "cuda"])
+def test_a_name_that_cannot_serve_raises_without_a_with(name):
+    with pytest.raises((ValueError, select.BackendUnavailableError), match=name):
+        ladder_kernels.use_backend(name)
 
 
 @pytest.mark.parametrize("name", select.NAMES)
@@ -136,7 +156,7 @@ def test_noise_is_philox_by_default_where_a_kernel_makes_it(monkeypatch, name):
     pretend(monkeypatch, lambda _: (stand_in, None))
     q = torch.zeros(1, 2, 8)
     torch.manual_seed(0)
-    z = ladder_kernels.normal_sample(q, variance=ladder_kernels.VarianceMap("exp"))
+    z = ladder_kernels.normal_sample(q, variance="exp")
     torch.manual_seed(0)
     if name in ("triton", "cuda"):
         expected = philox_normal(torch.randint(2**63 - 1, ()), 8, torch.float32).view(1, 1, 8)

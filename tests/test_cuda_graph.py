@@ -15,7 +15,7 @@ def test_every_replay_draws_noise_of_its_own_and_obeys_manual_seed(backend: str)
     q, p = torch.randn(2, 8, 16, 16).requires_grad_(), torch.randn(1, 8, 16, 16).requires_grad_()
 
     def step():
-        result = normal_sample_kl(q, p, variance=VarianceMap(raw_max=20.0))
+        result = normal_sample_kl(q, p, variance=VarianceMap("stable", raw_max=20.0))
         return result.z, *torch.autograd.grad(result.kl_samplewise.sum() + result.z.sum(), (q, p))
 
     stream = torch.cuda.Stream()

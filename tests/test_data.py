@@ -1,13 +1,13 @@
 """The block's `data` is a plain dict: no value depends on when, where or how it is read."""
 
 import copy
+import io
 import math
 import pickle
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree
 
 from ladder_kernels import NormalStochasticBlock
@@ -75,12 +75,34 @@ def test_torchs_tree_functions_see_every_tensor(backend, mode_pred):
     assert not any(leaf is not None and leaf.requires_grad for leaf in _pytree.tree_leaves(detached))
     assert isinstance(detached["q_params"][0], StableMean)
     assert isinstance(detached["q_params"][1], StableLogVar)
-    for parameter, original in zip(detached["p_params"], data["p_params"], strict=True):
+    for parameter, original in zip(detached["q_params"], data["q_params"], strict=True):
         assert torch.equal(parameter.get(), original.get())
+    assert detached["q_params"][1]._variance == data["q_params"][1]._variance
+    if mode_pred:
+        assert_p_is_absent(detached)
 
 
 @pytest.mark.parametrize("mode_pred", [False, True])
-def test_it_can_be_exported(backend, mode_pred):
+def test_vmap_returns_all_of_it(backend, mode_pred):
+    module, (p, q) = block(), torch.randn(2, 2, 3, 6, 8, 8)
+
+    def call(p, q):
+        _, data = module(p, q, mode_pred=mode_pred)
+        return {key: value for key, value in data.items() if value is not None}
+
+    together = torch.vmap(call, randomness="different")(p, q)
+    _, one = module(p[1], q[1], mode_pred=mode_pred)
+    for parameter, expected in zip(together["q_params"], one["q_params"], strict=True):
+        torch.testing.assert_close(parameter.get()[1], expected.get())
+    if mode_pred:
+        assert_p_is_absent(together)
+
+
+@pytest.mark.parametrize("mode_pred", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_it_can_be_exported_and_saved(backend, mode_pred, strict, monkeypatch):
+    monkeypatch.undo()  # a strict export does not trace what poisons torch.empty
+
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -90,7 +112,10 @@ def test_it_can_be_exported(backend, mode_pred):
             return self.block(p, q, mode_pred=mode_pred)
 
     model, inputs = Model(), (features(), features())
-    program = torch.export.export(model, inputs)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, inputs, strict=strict), file)
+    file.seek(0)
+    program = torch.export.load(file)
     torch.manual_seed(0)
     out, data = program.module()(*inputs)
     torch.manual_seed(0)
@@ -100,37 +125,73 @@ def test_it_can_be_exported(backend, mode_pred):
         assert (data[key] is None) == (expected[key] is None)
         if data[key] is not None:
             torch.testing.assert_close(data[key], expected[key])
+    for parameter, original in zip(data["q_params"], expected["q_params"], strict=True):
+        torch.testing.assert_close(parameter.get(), original.get())
+    if mode_pred:
+        assert_p_is_absent(data)
 
 
-# p in prediction, which is computed when it is read.
+# p of a prediction from q, which is not computed: it could only be computed late, with other weights.
 
 
-def upstream_p(module, p):
-    """What `p_params` of a prediction is: conv_in_p now, in this context."""
-    return module.conv_in_p(p)
+def assert_p_is_absent(data):
+    mean, logvar = data["p_params"]
+    assert isinstance(mean, StableMean)
+    assert isinstance(logvar, StableLogVar)
+    reads = [mean.get, logvar.get, logvar.get_std, logvar.get_var, lambda: mean._mean, lambda: logvar._lv]
+    reads += [lambda: mean.is_3D, lambda: mean.centercrop_to_size(2)]
+    for read in reads:
+        with pytest.raises(RuntimeError, match=r"process_p_params\(p_features, var_clip_max\)"):
+            read()
 
 
-def assert_is_packed(pair, packed):
-    mean, logvar = packed.chunk(2, dim=1)
-    torch.testing.assert_close(pair[0].get(), mean)
-    torch.testing.assert_close(pair[1]._lv, logvar.clamp(max=20.0))
-
-
-def test_p_of_a_prediction_is_not_computed_before_it_is_read(backend):
-    module, calls = block(), []
-    module.conv_in_p.register_forward_hook(lambda *_: calls.append(1))
-    p = features()
+@pytest.mark.parametrize("options", [{}, {"transform_p_params": False}], ids=["features", "packed"])
+def test_p_of_a_prediction_from_q_is_not_computed_and_says_so(backend, options):
+    module, calls = block(**options), []
+    if module.transform_p_params:
+        module.conv_in_p.register_forward_hook(lambda *_: calls.append(1))
+    p = torch.randn(3, 6 if module.transform_p_params else 8, 8, 8)
     with torch.no_grad():
         data = predict(module, p, features())
+    assert_p_is_absent(data)
     assert calls == []
-    assert_is_packed(data["p_params"], torch.nn.Conv2d.forward(module.conv_in_p, p))
-    data["p_params"][1].get_std()
-    assert calls == [1]
+    mean, logvar, _ = module.process_p_params(p, 20.0)  # what the error names
+    assert mean.get().shape == logvar.get().shape == (3, 4, 8, 8)
+
+
+def test_p_of_a_prediction_without_q_is_there(backend):
+    module, p = block(), features()
+    with torch.no_grad():
+        data = predict(module, p, None)
+        expected = module.conv_in_p(p)[:, :4]
+    torch.testing.assert_close(data["p_params"][0].get(), expected)
+
+
+def test_an_override_of_a_stage_sees_p_of_a_prediction(backend):
+    module, p = block(), features()
+    module.get_z = module.get_z
+    data = predict(module, p, features())
+    torch.testing.assert_close(data["p_params"][0].get(), module.conv_in_p(p)[:, :4])
+
+
+def test_copies_and_pickles_carry_the_values_and_what_is_not_there(backend):
+    with torch.no_grad():
+        data = predict(block(), features(), features())
+        for twin in (copy.deepcopy(data), copy.copy(data), pickle.loads(pickle.dumps(data))):
+            assert_p_is_absent(twin)
+            for parameter, original in zip(twin["q_params"], data["q_params"], strict=True):
+                assert torch.equal(parameter.get(), original.get())
+
+
+# When a parameter is read.
+
+
+# p of a prediction is not there.
+EVERY_PARAMETER = [("p_params", False), ("q_params", False), ("q_params", True)]
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-@pytest.mark.parametrize("mode_pred", [False, True])
-@pytest.mark.parametrize("key", ["p_params", "q_params"])
+@pytest.mark.parametrize(("key", "mode_pred"), EVERY_PARAMETER)
 def test_parameters_have_the_gradient_mode_of_the_call(backend, enabled, mode_pred, key):
     with torch.set_grad_enabled(enabled):
         _, data = block()(features(), features(), mode_pred=mode_pred)
@@ -138,8 +199,7 @@ def test_parameters_have_the_gradient_mode_of_the_call(backend, enabled, mode_pr
         assert all(parameter._tensor.requires_grad == enabled for parameter in data[key])
 
 
-@pytest.mark.parametrize("mode_pred", [False, True])
-@pytest.mark.parametrize("key", ["p_params", "q_params"])
+@pytest.mark.parametrize(("key", "mode_pred"), EVERY_PARAMETER)
 def test_parameters_first_read_in_inference_mode_are_those_of_the_call(backend, mode_pred, key):
     _, data = block()(features(), features(), mode_pred=mode_pred)
     with torch.inference_mode():
@@ -148,75 +208,10 @@ def test_parameters_first_read_in_inference_mode_are_those_of_the_call(backend, 
     assert mean.requires_grad
 
 
-def test_p_of_a_prediction_under_autocast_has_the_dtype_of_autocast(backend):
-    module, p, q = block(), features(), features()
-    with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            data = predict(module, p.bfloat16(), q.bfloat16())
-            expected = upstream_p(module, p.bfloat16())
-        assert data["p_params"][0].get().dtype == torch.bfloat16
-        assert_is_packed(data["p_params"], expected)
-
-
-def test_p_of_a_prediction_in_inference_mode_can_be_read_after_it(backend):
-    module = block()
-    with torch.inference_mode():
-        p = features()
-        data = predict(module, p, features())
-        expected = upstream_p(module, p)
-    assert data["p_params"][0].get().is_inference()
-    with torch.inference_mode():
-        assert_is_packed(data["p_params"], expected)
-
-
-def load(module):
-    module.load_state_dict(block().state_dict())
-
-
-def optimise(module):
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    torch.optim.Adam(module.parameters()).step()
-
-
-def average(module):
-    averaged = AveragedModel(block())
-    averaged.update_parameters(module)
-    for parameter, mean in zip(module.parameters(), averaged.module.parameters(), strict=True):
-        parameter.data.copy_(mean.data + 0.1)  # as libraries for moving averages do
-
-
-@pytest.mark.parametrize("change", [load, optimise, average])
-def test_p_of_a_prediction_with_other_weights_raises(backend, change):
-    module = block()
-    with torch.no_grad():
-        data = predict(module, features(), features())
-    change(module)
-    with pytest.raises(RuntimeError, match=r"can no longer be computed.*have changed since"):
-        data["p_params"][0].get()
-
-
-def test_p_of_a_prediction_with_another_input_raises(backend):
-    module, p = block(), features()
-    with torch.no_grad():
-        data = predict(module, p, features())
-        p.add_(1)
-    with pytest.raises(RuntimeError, match="can no longer be computed"):
-        data["p_params"][1].get_std()
-
-
-def test_copies_and_pickles_of_a_prediction_carry_the_value(backend):
-    module, p = block(), features()
-    with torch.no_grad():
-        data = predict(module, p, features())
-        for twin in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
-            assert_is_packed(twin["p_params"], upstream_p(module, p))
-
-
 @pytest.mark.parametrize("mode_pred", [False, True])
 def test_force_constant_output_copies_p_and_z(backend, mode_pred):
     _, data = block()(features(), features(), force_constant_output=True, mode_pred=mode_pred)
-    for tensor in (data["z"], data["p_params"][0].get()):
+    for tensor in (data["z"],) if mode_pred else (data["z"], data["p_params"][0].get()):
         assert all(torch.equal(tensor[0], sample) for sample in tensor)
     mean, std = data["q_params"][0].get(), data["q_params"][1].get_std()
     log_q = -(((data["z"] - mean) / std) ** 2) / 2 - std.log() - math.log(2 * math.pi) / 2

@@ -1,14 +1,14 @@
 """First and second derivatives of the step by gradcheck, which gradients exist, and what is kept for them."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
 import pytest
 import torch
 
-from ladder_kernels import normal_sample, normal_sample_kl
-from ladder_kernels.functional import sample_with_log_density
+from ladder_kernels import normal_sample, normal_sample_kl, normal_sample_log_prob
 from ladder_kernels.variance import VarianceMap
 from tests import oracle
 from tests.conftest import interpreted
@@ -25,7 +25,7 @@ FEW_SUBSETS = [names for names in SUBSETS if len(names) in (1, 2, 6, 7)]
 def test_every_subset_of_incoming_gradients(backend, source, analytical):
     """Against autograd of the plain formula, both in float64."""
     given = {k: v.requires_grad_(k != "noise") for k, v in tensors((2, 2, 4, 5), source, torch.float64).items()}
-    call = {**given, **options(source, analytical_kl=analytical, vanilla_latent_hw=2)}
+    call = {**given, **options(source, analytical_kl=analytical, window=2)}
     ours, exact = normal_sample_kl(**call, elementwise=True)._asdict(), oracle.step(**call)
     leaves = [v for v in given.values() if v.requires_grad]
     for names in FEW_SUBSETS if interpreted(backend) else SUBSETS:
@@ -61,12 +61,12 @@ def test_gradcheck(backend, variance, prior, source, kl):
             **extra,
             analytical_kl=kl == "analytic",
             variance=dataclasses.replace(variance, raw_min=-0.9, raw_max=0.7),
-            vanilla_latent_hw=2,
+            window=2,
             temperature=0.8,
             elementwise=True,
         )
         outputs = step._asdict()
-        del outputs["qvar_max"]
+        del outputs["logvar_max"]
         return tuple(v for v in outputs.values() if v.requires_grad)
 
     # The interpreter takes a tenth of a second a call: there along random directions only, and what gradients that do
@@ -80,7 +80,7 @@ def test_gradcheck_of_the_sample(backend, source):
     params = packed((2, 2, 3, 4), torch.float64).requires_grad_()
     extra = {"noise": {"noise": torch.randn(2, 2, 3, 4).double()}, "seed": {"seed": 3}, "mode": {"mode": True}}[source]
     assert torch.autograd.gradcheck(
-        lambda x: normal_sample(x, **extra, variance=VarianceMap(raw_max=0.5), temperature=0.7),
+        lambda x: normal_sample(x, **extra, variance=VarianceMap("stable", raw_max=0.5), temperature=0.7),
         params,
         fast_mode=interpreted(backend),
     )
@@ -93,8 +93,8 @@ def test_gradcheck_of_the_sample_with_its_log_density(backend, source):
 
     def differentiable(params, z):
         given = {"mode": True} if source == "mode" else {source: z}
-        step = sample_with_log_density(params, **given, variance=VarianceMap(raw_max=0.5), temperature=0.7)
-        return (step.logprob_q,) if source == "latent" else (step.z, step.logprob_q)
+        step = normal_sample_log_prob(params, **given, variance=VarianceMap("stable", raw_max=0.5), temperature=0.7)
+        return (step.logprob,) if source == "latent" else (step.z, step.logprob)
 
     assert torch.autograd.gradcheck(differentiable, (params, z), fast_mode=interpreted(backend))
 
@@ -142,7 +142,7 @@ def test_nothing_latent_sized_is_kept_but_the_parameters_and_the_noise(backend, 
     allowed = {t.data_ptr() for t in (q, p, *(v for v in extra.values() if isinstance(v, torch.Tensor)))}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        normal_sample_kl(q, p, variance=VarianceMap(raw_max=20.0), vanilla_latent_hw=8, **extra)
+        normal_sample_kl(q, p, variance=VarianceMap("stable", raw_max=20.0), window=8, **extra)
     assert {t.data_ptr() for t in kept} == allowed
 
 
@@ -161,7 +161,7 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
     noise, weights = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
 
     def loss(p, step=normal_sample_kl):
-        outputs = step(q, p, noise=noise, variance=VarianceMap(raw_max=20.0))
+        outputs = step(q, p, noise=noise, variance=VarianceMap("stable", raw_max=20.0))
         return ((outputs["kl_samplewise"] if isinstance(outputs, dict) else outputs.kl_samplewise) * weights).sum()
 
     leaf = p.clone().requires_grad_()
@@ -181,9 +181,40 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_what_does_not_depend_on_a_differentiable_input_has_gradient_zero(backend, create_graph):
     p = packed((2, 2, 3, 3)).requires_grad_()
-    z = normal_sample_kl(packed((2, 2, 3, 3)), p, noise=torch.randn(2, 2, 3, 3)).z
+    q = packed((2, 2, 3, 3)).requires_grad_()
+    z = normal_sample_kl(q, p, noise=torch.randn(2, 2, 3, 3)).z
     (grad,) = torch.autograd.grad(z, p, torch.randn(z.shape), create_graph=create_graph)
     assert torch.equal(grad, torch.zeros_like(p))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("spatial", [(5,), (5, 3), (2, 5, 3)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_zeros_where_nothing_arrives_lie_in_memory_as_gradients_do(backend, monkeypatch, spatial, channels_last):
+    def leaf(channels):
+        memory = torch.randn((2, *spatial, channels) if channels_last else (2, channels, *spatial))
+        return (memory.movedim(-1, 1) if channels_last else memory).requires_grad_()
+
+    def sample(q, p):
+        return normal_sample_kl(q, p, mode=True).z
+
+    def divergence(q, p, latent):
+        return normal_sample_kl(q, p, latent=latent, analytical_kl=True).kl_samplewise
+
+    def check(function, given, without):
+        output = function(*given)
+        (grad,) = torch.autograd.grad(output, without, torch.randn(output.shape))
+        assert torch.equal(grad, torch.zeros_like(without))
+        assert grad.stride() == without.stride()
+
+    q, p, latent = leaf(8), leaf(8), leaf(4)
+    check(sample, (q, p), p)
+    check(divergence, (q, p, latent), latent)
+    if backend != "torch":  # which a compiler traces: nothing depends on what nothing arrives at
+        monkeypatch.undo()  # no compiler sees through the functions that the fixture wraps
+        compile_whole = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+        check(compile_whole(sample), (q, p), p)
+        check(compile_whole(divergence), (q, p, latent), latent)
 
 
 @pytest.mark.parametrize("raw", [math.nan, -math.inf, math.inf])
@@ -194,4 +225,13 @@ def test_a_term_whose_gradient_does_not_arrive_does_not_exist(backend, raw):
     (grad,) = torch.autograd.grad(z, q, torch.tensor([[[3.0]]]))
     assert grad.flatten().tolist() == [3.0, 0.0]
     (grad,) = torch.autograd.grad(normal_sample(q, mode=True), q, torch.tensor([[[3.0]]]))
+    assert grad.flatten().tolist() == [3.0, 0.0]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_term_whose_gradient_does_not_arrive_does_not_exist_in_compiled_code(backend, monkeypatch):
+    monkeypatch.undo()  # no compiler sees through the functions that the fixture wraps
+    q = one(1.0, math.nan).requires_grad_()
+    mode = torch.compile(lambda q: normal_sample_kl(q, None, mode=True).z, backend="aot_eager", fullgraph=True)
+    (grad,) = torch.autograd.grad(mode(q), q, torch.tensor([[[3.0]]]))
     assert grad.flatten().tolist() == [3.0, 0.0]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ladder_kernels import info as module
-from ladder_kernels.autograd import route
 from ladder_kernels.backends import select
+from ladder_kernels.noise import default_draw
 
 
 def info(**environment: str) -> dict[str, dict[str, str]]:
@@ -48,8 +48,8 @@ def test_a_forced_backend_is_what_serves(environment: dict[str, str], said: str)
 
 def test_what_is_told_of_the_cpu_is_what_a_call_does() -> None:
     q = torch.zeros(1, 2, 3)
-    name, noise = select.choose(q, None, None).NAME, "philox" if route(q).makes_noise else "torch"
-    assert module.defaults()["CPU tensors"] == f"{name}, {module.NOISES[noise]}"
+    name = select.serving(q)
+    assert module.defaults()["CPU tensors"] == f"{name}, {module.NOISES[default_draw(name)]}"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ def test_every_memory_layout(backend, q_layout, p_layout):
     q, p = layouts()[q_layout], layouts()[p_layout]
     given = {"q_params": q, "p_params": p.clone(memory_format=torch.preserve_format), "noise": torch.randn(2, 6, 5, 7)}
     leaves = {k: v.detach().requires_grad_() if k != "noise" else v for k, v in given.items()}
-    step = normal_sample_kl(**leaves, vanilla_latent_hw=3)
+    step = normal_sample_kl(**leaves, window=3)
     reference = {k: v.detach().contiguous().requires_grad_() if k != "noise" else v for k, v in given.items()}
-    expected = normal_sample_kl(**reference, vanilla_latent_hw=3)
+    expected = normal_sample_kl(**reference, window=3)
     incoming = random_incoming((2, 6, 5, 7), oracle.OUTPUTS[:-1])
     for name in incoming:
         torch.testing.assert_close(getattr(step, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
@@ -25,6 +25,24 @@ def test_every_memory_layout(backend, q_layout, p_layout):
     theirs = oracle.gradients(expected._asdict(), [reference["q_params"], reference["p_params"]], incoming)
     for grad, expected_grad in zip(ours, theirs, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_crop_whose_rows_end_inside_of_what_a_backend_takes_at_a_time(backend, memory_format):
+    wide = torch.randn(1, 4, 72, 50).contiguous(memory_format=memory_format)
+    crop, dense = wide[:, :, 1:71, 2:47], wide[:, :, 1:71, 2:47].clone(memory_format=memory_format)
+    assert crop.stride() != dense.stride()
+    results = []
+    for leaf in (crop.detach().requires_grad_(), dense.requires_grad_()):
+        step = normal_sample_kl(leaf, leaf, seed=3)
+        (grad,) = torch.autograd.grad(step.z, leaf, torch.linspace(-1, 1, step.z.numel()).view(step.z.shape))
+        results.append((step.z, step.kl_spatial, grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_position_has_the_strides_of_a_contiguous_tensor(backend):
+    assert normal_sample_kl(packed((2, 3, 1, 1)), None).z.stride() == (3, 1, 1, 1)
 
 
 def test_z_is_dense_in_the_layout_of_q(backend):

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ladder_kernels import normal_sample, normal_sample_kl, ops
-from ladder_kernels.backends.step import Step
+from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.geometry import is_channels_last
 from ladder_kernels.variance import VarianceMap
 from tests.inputs import gradients_of
@@ -55,7 +55,12 @@ def test_opcheck(backend, draw, layout, p_layout, prior):
     window, kl = (1, 3, 1, 5), "none" if prior == "standard" and draw != "mode" else "monte_carlo"
     last = is_channels_last(q)
     step = Step(
-        draw, kl, variance=VarianceMap(raw_max=20.0), window=window, elementwise=draw != "seed", channels_last=last
+        draw,
+        kl,
+        variance=VarianceMap("stable", raw_max=20.0),
+        window=window,
+        elementwise=draw != "seed",
+        channels_last=last,
     )
     # Recompiling under symbolic shapes is tested apart: it takes seconds.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -66,14 +71,16 @@ def test_opcheck(backend, draw, layout, p_layout, prior):
 
 
 def check_backward(q, p, source, step, backend):
-    grads = [torch.randn(2, 3, 4, 6), *[None] * 7]
-    if step.draw == "latent":
-        grads[0] = None
-    needs = (True, p is not None, step.draw == "latent")
+    grads = StepGrads(
+        z=None if step.draw == "latent" else torch.randn(2, 3, 4, 6),
+        kl_samplewise=None if step.kl == "none" else torch.randn(2),
+        logprob_q=torch.randn(2),
+    )
+    needs = (True, p is not None and step.kl != "none", step.draw == "latent")
     given = [None if x is None else x.detach() for x in (q, p, source)]
     torch.library.opcheck(
         torch.ops.ladder_kernels.step_backward.default,
-        (*given, *grads, *needs, *ops.arguments(step, backend)),
+        (*given, *ops.arguments(step, backend), *needs, *grads),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -110,18 +117,19 @@ def test_fake_tensors_have_the_real_ones_shapes_and_strides(backend, layout):
 def test_the_operator_gives_the_eager_numbers(backend, draw):
     q, p = (torch.randn(2, 6, 4, 4, requires_grad=True) for _ in range(2))
     source = SOURCES[draw]()
-    step = Step(draw, variance=VarianceMap(raw_max=20.0), window=(1, 3, 1, 3), elementwise=True)
-    outputs = [out for out in ops.step(q, p, source, step, backend) if out is not None and out.requires_grad]
+    step = Step(draw, variance=VarianceMap("stable", raw_max=20.0), window=(1, 3, 1, 3), elementwise=True)
+    outputs = ops.Operators(backend).forward(q, p, source, step)
     eager = normal_sample_kl(
         q,
         p,
-        variance=VarianceMap(raw_max=20.0),
-        vanilla_latent_hw=2,
+        variance=VarianceMap("stable", raw_max=20.0),
+        window=2,
         elementwise=True,
         **{draw: True if draw == "mode" else source},
     )
     expected = [out for out in eager if out is not None and out.requires_grad and out is not source]
     leaves = [q, p] + ([source] if draw == "latent" else [])
+    outputs = [out for out in outputs if out is not None and out.requires_grad]
     for out, want in zip(outputs, expected, strict=True):
         assert torch.equal(out, want)
     for grad, want in zip(gradients_of(outputs, leaves), gradients_of(expected, leaves), strict=True):

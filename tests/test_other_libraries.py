@@ -123,8 +123,8 @@ def by_its_name() -> nn.Module:
 
 
 OTHERS = {
-    ladder_vae_pytorch: "VarianceMap.hdn()",
-    hdn: "VarianceMap.hdn()",
+    ladder_vae_pytorch: "VarianceMap.juglab_hdn()",
+    hdn: "VarianceMap.juglab_hdn()",
     usplit: "VarianceMap.careamics(",
     denoisplit: "VarianceMap.careamics(",
     usplit_mean: "nothing to fuse",

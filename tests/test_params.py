@@ -20,7 +20,9 @@ def test_values_are_upstreams(stable):
 
 
 def test_the_clamp_is_applied_when_read():
-    logvar = StableLogVar(torch.tensor([-1.0, 3.0, torch.nan]).view(1, 1, 3), variance=VarianceMap(raw_max=2.0))
+    logvar = StableLogVar(
+        torch.tensor([-1.0, 3.0, torch.nan]).view(1, 1, 3), variance=VarianceMap("stable", raw_max=2.0)
+    )
     torch.testing.assert_close(logvar._lv.flatten(), torch.tensor([-1.0, 2.0, torch.nan]), equal_nan=True)
 
 
@@ -44,7 +46,7 @@ def test_centre_crop_works_in_3d_and_names_sizes_that_do_not_fit():
 
 def test_a_pair_is_two_views():
     packed = torch.randn(2, 6, 4)
-    mean, logvar = parameter_pair(packed, VarianceMap())
+    mean, logvar = parameter_pair(packed, VarianceMap("stable"))
     assert mean.get().data_ptr() == packed.data_ptr()
     assert torch.equal(torch.cat([mean.get(), logvar._lv], 1), packed)
     assert not mean.is_3D

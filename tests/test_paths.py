@@ -47,7 +47,7 @@ SOURCES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 # A map for each source, so that every path meets every kind.
 VARIANCES = {
-    "fresh": VarianceMap(raw_max=0.5),
+    "fresh": VarianceMap("stable", raw_max=0.5),
     "seed": VarianceMap("logstd", raw_max=0.5),
     "noise": VarianceMap("exp", raw_max=0.5),
     "latent": VarianceMap("softplus", raw_max=0.5, beta=0.7, floor=0.2),
@@ -75,7 +75,7 @@ def make_case(layout: str, source: str, kl: str = "analytic") -> Case:
     given = SOURCES[source]()
     options = {
         "variance": VARIANCES[source],
-        "vanilla_latent_hw": 2,
+        "window": 2,
         "elementwise": True,
         "analytical_kl": kl == "analytic",
     }
@@ -85,8 +85,8 @@ def make_case(layout: str, source: str, kl: str = "analytic") -> Case:
 
     def call(q: Tensor, p: Tensor, latent: Tensor | None = None) -> tuple[Tensor, ...]:
         step = normal_sample_kl(q, p, latent=latent, **options, **given)
-        z, *sums, qvar_max, elementwise = step  # no slice of it, which torch 2.7 does not trace
-        return (*(() if latent is not None else (z,)), *sums, elementwise, qvar_max)
+        z, *sums, logvar_max, elementwise = step  # no slice of it, which torch 2.7 does not trace
+        return (*(() if latent is not None else (z,)), *sums, elementwise, logvar_max)
 
     generator = torch.Generator().manual_seed(1)
     outputs = call(*leaves)

@@ -1,18 +1,25 @@
 """`predict_mmse` on real CAREamics models: the loop's distribution, and its very numbers with the same noise."""
 
+import copy
+import functools
+import gc
 import itertools
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
+import lightning.fabric
 import pytest
 import torch
+import torch._dynamo.testing
 from careamics.lightning.prediction.lvae.lvae_prediction import lvae_predict_mmse_tiled_batch
 from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood
 from torch import Tensor, nn
 
-from ladder_kernels import autograd, patch_model, predict_mmse, use_backend
+from ladder_kernels import noise, patch_model, predict, predict_mmse, use_backend
 from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
 from tests.careamics_models import HDN, TILES, Setup
 
@@ -69,7 +76,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         calls = itertools.count()
         starts = list(itertools.accumulate(samples_at_a_time, initial=0))
 
-        def draw(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> Tensor:
+        def draw(shape: tuple[int, ...], dtype: torch.dtype, *_: Any) -> Tensor:
             turn, level = divmod(next(calls), LEVELS)
             one = (shape[0] // samples_at_a_time[turn], *shape[1:])
             generators = (
@@ -77,9 +84,9 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             )
             return torch.cat([torch.randn(one, dtype=dtype, generator=generator) for generator in generators])
 
-        monkeypatch.setattr(autograd, "draw_noise", draw)
+        monkeypatch.setattr(noise, "draw_noise", draw)
 
-    with use_backend("torch"):  # a native one draws by itself
+    with use_backend("torch"):  # whose noise is torch's wherever it runs
         yield install
 
 
@@ -177,6 +184,25 @@ def test_no_prediction_outlives_its_batch() -> None:
     assert max(alive) <= 2
 
 
+def test_no_feature_outlives_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor waits for a garbage collector: a GPU's memory would fill up, tile by tile."""
+    kept: list[weakref.ref[Tensor]] = []
+
+    def keep(features: Tensor) -> Tensor:
+        copied = features.clone()
+        kept.append(weakref.ref(copied))
+        return copied
+
+    monkeypatch.setattr(predict, "_fast_layout", keep)
+    gc.disable()
+    try:
+        mmse(build(), inputs_of())
+        assert len(kept) == LEVELS
+        assert not any(each() is not None for each in kept)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"), [((1, 1, 64, 64), 4), ((1, 1, 256, 256), 1), ((4, 3, 32, 32), 4), ((1, 1, 4, 64, 64), 1)]
 )
@@ -246,40 +272,198 @@ def test_a_float64_model_has_float64_moments() -> None:
     torch.testing.assert_close(found[0], loop(model, x, SAMPLES).mean(0), rtol=1e-11, atol=1e-12)
 
 
+@with_and_without_patch
+def test_a_generator_is_drawn_from_instead_of_the_default_one(patched: bool) -> None:
+    model, x = build(patched=patched), inputs_of()
+    state, generator = torch.get_rng_state(), torch.Generator().manual_seed(3)
+    mean, _ = predict_mmse(model, x, 2, generator=generator)
+    again, _ = predict_mmse(model, x, 2, generator=torch.Generator().manual_seed(3))
+    other, _ = predict_mmse(model, x, 2, generator=generator)
+    assert torch.equal(mean, again)
+    assert not torch.equal(mean, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_threads_share_a_model_in_training_mode() -> None:
+    model, x, modes = build(), inputs_of(), []
+    before, statistics = state_of(model), copy.deepcopy(model.state_dict())
+    together = threading.Barrier(4)
+    model.final_top_down.register_forward_hook(lambda *_: modes.extend(module.training for module in model.modules()))
+
+    def predict_together(samples: int) -> None:
+        together.wait()
+        predict_mmse(model, x, samples, batch=1)
+
+    threads = [threading.Thread(target=predict_together, args=(2 + 2 * thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(modes) == (2 + 4 + 6 + 8) * len(before[0])
+    assert not any(modes)
+    assert state_of(model) == before
+    torch.testing.assert_close(dict(model.state_dict()), dict(statistics), rtol=0, atol=0)
+
+
+def test_a_prediction_inside_of_another_leaves_the_modes_alone() -> None:
+    model, x = build(), inputs_of()
+    before = state_of(model)
+
+    def output(out: Tensor) -> Tensor:
+        assert not any(module.training for module in model.modules())
+        mmse(model, x, 1)
+        assert not any(module.training for module in model.modules())
+        return out
+
+    mmse(model, x, 2, output=output)
+    assert state_of(model) == before
+
+
+# What wraps a model.
+
+
 class Wrapped(nn.Module):
-    """As a Lightning module has its model."""
+    """As a Lightning module has its model, under a name of its own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.anything = model
 
     def forward(self, x: Tensor) -> Any:
         raise AssertionError("its forward may do more than predict")
 
 
-def test_a_module_that_has_the_model_will_do() -> None:
-    model, x = build(), inputs_of()
-    assert_moments(mmse(Wrapped(model), x, batch=1), loop(model, x, SAMPLES))
+class PassThrough(nn.Module):
+    """Shows attributes of the model as its own, and sets them there, as Lightning Fabric's wrapper does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrapped(x)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("wrapped"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "wrapped" in self.__dict__.get("_modules", {}):
+            setattr(self.wrapped, name, value)
+        super().__setattr__(name, value)
 
 
+def set_up_by_fabric(model: nn.Module) -> nn.Module:
+    return lightning.fabric.Fabric(accelerator="cpu", devices=1).setup(model)
+
+
+def with_a_bound_forward(model: nn.Module) -> nn.Module:
+    """As mixed precision is prepared for."""
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def in_float32(self: nn.Module, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return forward(self, x)
+
+    model.forward = MethodType(in_float32, model)
+    return model
+
+
+def with_an_offloading_hook(model: nn.Module) -> nn.Module:
+    """As a hook that brings the weights is put around a forward, here and in every module."""
+
+    def hooked(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return module._forward_before(*args, **kwargs)
+
+    for module in list(model.modules()):
+        module._forward_before = module.forward
+        module.forward = functools.partial(hooked, module)
+    return model
+
+
+def with_an_adapter(model: nn.Module) -> nn.Module:
+    """As fine-tuning puts one around a layer, inside of two modules of its own."""
+    model.output_layer = nn.Sequential(model.output_layer, nn.Identity())
+    return Wrapped(PassThrough(model))
+
+
+WRAPPERS = (
+    Wrapped,
+    PassThrough,
+    set_up_by_fabric,
+    nn.Sequential,
+    with_a_bound_forward,
+    with_an_offloading_hook,
+    with_an_adapter,
+)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
+def test_what_wraps_a_model_changes_neither_the_numbers_nor_the_work(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, x, passes = build(), inputs_of(), []
+    expected = loop(model, x, SAMPLES)
+    wrapped = wrap(model.train())
+    model.first_bottom_up.register_forward_hook(lambda *_: passes.append("bottom-up"))
+    before = state_of(wrapped), state_of(model)
+    assert_moments(mmse(wrapped, x, batch=1), expected)
+    assert passes == ["bottom-up"]
+    assert (state_of(wrapped), state_of(model)) == before
+    torch.testing.assert_close(loop(model, x, SAMPLES), expected, rtol=1e-5, atol=1e-6)
+
+
+def with_a_forward_of_the_original(model: nn.Module) -> nn.Module:
+    """A closure knows the model itself, so nothing can stand in for it."""
+    forward = model.forward
+    model.forward = lambda x: forward(x)
+    return model
+
+
+def test_a_forward_that_cannot_be_shared_is_said_once_and_costs_no_pass_more() -> None:
+    model, x, passes = with_a_forward_of_the_original(build()), inputs_of(), []
+    expected = loop(model, x, SAMPLES)
+    model.train().first_bottom_up.register_forward_hook(lambda *_: passes.append("bottom-up"))
+    with pytest.warns(UserWarning, match="the forward of LadderVAE does not use its bottomup_pass") as warned:
+        found = mmse(model, x, batch=2)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert len(passes) == SAMPLES
+    assert_moments(found, expected)
+
+
+def test_of_several_models_none_is_chosen() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = build(), build()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.first(x)[0] + self.second(x)[0]) / 2
+
+    model, x = Ensemble(), inputs_of()
+    with pytest.warns(UserWarning, match=r"Ensemble has several LadderVAEs \(first, second\)"):
+        mean, _ = mmse(model, x, 1)
+    torch.manual_seed(0)
+    torch.testing.assert_close(mean, model.eval()(x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_model_keeps_its_numbers_and_runs_compiled(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is tested is that the right thing is compiled, not Inductor, which takes a minute.
-    compiled = []
-
-    def compile_quickly(module: nn.Module) -> None:
-        compiled.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     model, x = build(), inputs_of()
     expected = loop(model, x, SAMPLES)
     if in_place:
-        model.compile()
-        compiled.clear()
-    found = mmse(model if in_place else torch.compile(model, backend="eager"), x, batch=1)
-    assert len(compiled) == 1
-    assert_moments(found, expected)
+        model.compile(backend="eager")
+    wrapped = model if in_place else torch.compile(model, backend="eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    assert_moments(mmse(wrapped, x, batch=1), expected)
+    assert counter.frame_count == 1
+    mmse(wrapped, x, batch=1)
+    assert counter.frame_count == 1
 
 
 class Plain(nn.Module):
@@ -299,13 +483,16 @@ def test_any_other_model_is_called_so_many_times() -> None:
     model, x = Plain(), inputs_of()
     torch.manual_seed(0)
     expected = torch.stack([x + torch.randn_like(x) for _ in range(SAMPLES)])
-    assert_moments(mmse(model, x), expected)
+    with pytest.warns(UserWarning, match="Plain has no LadderVAE") as warned:
+        assert_moments(mmse(model, x), expected)
+    assert len(warned) == 1
     assert model.training
 
 
 def test_a_forward_that_uses_neither_pass_is_honoured() -> None:
     x = inputs_of()
-    mean, std = mmse(OwnForward(**HDN.config), x)
+    with pytest.warns(UserWarning, match="the forward of OwnForward does not use its bottomup_pass and topdown_pass"):
+        mean, std = mmse(OwnForward(**HDN.config), x)
     torch.testing.assert_close(mean, 2 * x)
     assert not std.any()
 

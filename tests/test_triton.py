@@ -54,7 +54,7 @@ def launches(monkeypatch):
 
 def test_two_launches_forward_and_one_backward(launches):
     q, p = packed((2, 3, 4, 4)).requires_grad_(), packed((1, 3, 4, 4)).requires_grad_()
-    step = normal_sample_kl(q, p, seed=1, vanilla_latent_hw=2, elementwise=True)
+    step = normal_sample_kl(q, p, seed=1, window=2, elementwise=True)
     assert Counter(name for name, *_ in launches) == {"forward_kernel": 1, "reduce_kernel": 1}
     launches.clear()
     (step.z.sum() + step.kl_samplewise.sum()).backward()
@@ -84,9 +84,10 @@ def test_no_layout_is_copied(launches, layout):
 def test_the_fast_dimension_is_the_contiguous_one(launches, layout):
     q = packed((2, 5, 6, 7)).contiguous(memory_format=layout)
     normal_sample(q, seed=1)
-    _, args, kwargs = launches[0]
-    assert kwargs["CHANNELS_INNER"] == (layout == torch.channels_last)
-    assert args[3].sizes == ((2, 42, 5) if kwargs["CHANNELS_INNER"] else (2, 5, 42))
+    _, args, _ = launches[0]
+    channels_inner = args[-1].channels_inner.value
+    assert channels_inner == (layout == torch.channels_last)
+    assert args[3].sizes == ((2, 42, 5) if channels_inner else (2, 5, 42))
 
 
 @pytest.mark.parametrize(("tile", "columns", "full_grid"), [(64, 16, 1), (128, 32, 4), (4096, 512, 10**6)])
@@ -98,7 +99,7 @@ def test_z_is_bitwise_the_same_for_any_block_size(monkeypatch, tile, columns, fu
     settings.forget()
     step = normal_sample_kl(q, p, seed=5)
     assert torch.equal(step.z, expected.z)
-    for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "qvar_max"):
+    for name in ("kl_samplewise", "kl_channelwise", "kl_spatial", "logprob_q", "logvar_max"):
         torch.testing.assert_close(getattr(step, name), getattr(expected, name))
 
 
@@ -112,6 +113,23 @@ def test_the_tiles_cover_every_row_and_column_once(shape):
         covered = tiles.row_blocks * tiles.tiles * tiles.block_rows
         assert covered >= rows > (tiles.row_blocks - 1) * tiles.tiles * tiles.block_rows
         assert tiles.masked == (covered != rows or columns % tiles.block_columns != 0)
+
+
+@pytest.mark.parametrize(("shape", "longest"), [((2, 6, 10, 9), 0), ((2, 40, 4, 4), 1), ((9, 6, 10, 9), 2)], ids=str)
+def test_the_longest_dim_of_a_grid_comes_first_where_others_may_not_be_long(monkeypatch, shape, longest):
+    q, p = packed(shape).requires_grad_(), packed(shape)
+    monkeypatch.setattr(plan, "TILE", 64)
+    monkeypatch.setattr(plan, "MAX_COLUMNS", 16)
+
+    def run():
+        settings.forget()
+        step = normal_sample_kl(q, p, seed=5)
+        return (*step[:2], *step[3:6], *torch.autograd.grad(step.kl_spatial.square().sum(), q))
+
+    expected = run()
+    monkeypatch.setattr(plan, "MAX_GRID", 1)
+    assert plan.make_plan(shape, q.stride(), p.stride(), None, False).forward.first_axis() == longest
+    assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
 
 
 def test_samples_beyond_32_bits_are_addressed_with_64():
@@ -168,8 +186,8 @@ def fast(monkeypatch):
     if not settings.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = settings.tile_constants
-    monkeypatch.setattr(settings, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    original = settings.tile_mode
+    monkeypatch.setattr(settings, "tile_mode", lambda *args: original(*args)._replace(fast=tl.constexpr(True)))
     settings.forget()
 
 
@@ -220,8 +238,9 @@ def test_the_fast_formulas_divide_zero_by_a_std_of_zero(kind, analytical):
 def test_the_fast_formulas_keep_the_logarithm_of_a_ratio_that_underflows():
     """vq / vp is 1e-6 / 3e38, which no float32 holds."""
     q, p = (torch.tensor([0.0, raw]).view(1, 2, 1, 1) for raw in (-103.0, 3e38))
-    step = normal_sample_kl(q, p, mode=True, analytical_kl=True)
-    exact = oracle.step(q.double(), p.double(), noise=torch.zeros(1, 1, 1, 1).double(), analytical_kl=True)
+    options = {"analytical_kl": True, "variance": VarianceMap("stable")}
+    step = normal_sample_kl(q, p, mode=True, **options)
+    exact = oracle.step(q.double(), p.double(), noise=torch.zeros(1, 1, 1, 1).double(), **options)
     torch.testing.assert_close(step.kl_samplewise.double(), exact["kl_samplewise"], rtol=1e-5, atol=0)
 
 

@@ -27,6 +27,7 @@ OTHER_FIELDS = {
     "stable": VarianceMap("stable", raw_min=-1.5, raw_max=1.5, floor=0.1),
     "softplus": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=1.7, floor=0.3),
     "softplus without a floor": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=0.6),
+    "stable without a floor": VarianceMap("stable", raw_min=-1.5, raw_max=1.5, floor=0.0),
 }
 
 
@@ -81,9 +82,19 @@ def test_nan_stays_nan_and_the_largest_value_is_clamped(backend, kind):
     z = normal_sample(q, noise=torch.ones(1, 1, 3), variance=variance)
     expected = oracle.std(torch.tensor([-1.0, torch.nan, 1.0]), variance)
     torch.testing.assert_close(z.flatten(), expected, equal_nan=True)
-    assert normal_sample_kl(q, None, mode=True, variance=variance).qvar_max.isnan()
+    assert normal_sample_kl(q, None, mode=True, variance=variance).logvar_max.isnan()
     finite = normal_sample_kl(q[..., ::2], None, mode=True, variance=variance)
-    torch.testing.assert_close(finite.qvar_max, 2 * expected[2].log())
+    torch.testing.assert_close(finite.logvar_max, 2 * expected[2].log())
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_the_largest_log_variance_is_one_of_the_tensors_own(backend, channels_last):
+    """Below 0, and of a size that leaves gaps: what fills them up does not count."""
+    q = -3.0 - torch.rand(2, 6, 5, 7)
+    q = q.contiguous(memory_format=torch.channels_last) if channels_last else q
+    for step in (normal_sample_kl(q, None, variance=VarianceMap("exp")), normal_sample_kl(q, q, mode=True)):
+        assert step.logvar_max < -2.9
+    torch.testing.assert_close(normal_sample_kl(q, None, variance=VarianceMap("exp")).logvar_max, q[:, 3:].max())
 
 
 def test_a_map_is_a_value():
@@ -92,7 +103,7 @@ def test_a_map_is_a_value():
     assert hash(one) == hash(same)
     assert eval(repr(one)) == one  # our own text
     assert pickle.loads(pickle.dumps(one)) == one
-    assert VarianceMap().floor == 1e-6
+    assert VarianceMap("stable").floor == 1e-6
     assert VarianceMap.diffusers() == VarianceMap("exp", raw_min=-30.0, raw_max=20.0)
 
 
@@ -102,10 +113,11 @@ def test_a_map_is_a_value():
         ({"kind": "log"}, "'log'; there are stable, exp, logstd, softplus"),
         ({"kind": "exp", "floor": 1e-3}, "'exp' has no floor, got 0.001"),
         ({"kind": "logstd", "beta": 2.0}, "'logstd' has no beta, got 2.0"),
-        ({"floor": -1.0}, "the floor must be finite and not negative, got -1.0"),
-        ({"kind": "softplus", "floor": np.inf}, "the floor must be finite and not negative, got inf"),
+        ({"kind": "stable", "floor": -1.0}, "the floor must be 0, or finite and at least 1.2e-38, got -1.0"),
+        ({"kind": "stable", "floor": 1e-42}, "the floor must be 0, or finite and at least 1.2e-38, got 1e-42"),
+        ({"kind": "softplus", "floor": np.inf}, "the floor must be 0, or finite and at least 1.2e-38, got inf"),
         ({"kind": "softplus", "beta": 0.0}, "beta must be finite and positive, got 0.0"),
-        ({"raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
+        ({"kind": "exp", "raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
     ],
 )
 def test_what_is_no_map_is_refused(arguments, said):
@@ -116,5 +128,5 @@ def test_what_is_no_map_is_refused(arguments, said):
 @pytest.mark.parametrize("bound", ["20", torch.tensor(20.0), [20.0]], ids=str)
 def test_a_bound_is_a_number(bound):
     with pytest.raises(TypeError, match=r"raw_max must be a number or None, got \w+"):
-        VarianceMap(raw_max=bound)
-    assert VarianceMap(raw_max=np.float32(20.0)) == VarianceMap(raw_max=20.0)
+        VarianceMap("stable", raw_max=bound)
+    assert VarianceMap("stable", raw_max=np.float32(20.0)) == VarianceMap("stable", raw_max=20.0)

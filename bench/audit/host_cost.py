@@ -30,7 +30,7 @@ from ladder_kernels import NormalStochasticBlock, VarianceMap, normal_sample_kl,
 
 SIDE = 2
 SHAPE = (1, 1, SIDE, SIDE)
-VARIANCE = VarianceMap(raw_max=LOGVAR_MAX)  # made once, as a model does
+VARIANCE = VarianceMap("stable", raw_max=LOGVAR_MAX)  # made once, as a model does
 FUNCTION, BLOCK, PREDICTION = PASSES = ("function", "block", "prediction")
 """Forward and backward of `normal_sample_kl`, of a block without its convolutions, and that block's prediction."""
 UNTIMED = 5  # calls before those of a turn that are timed
@@ -138,7 +138,7 @@ def _upstream_compiled_whole(inputs: Inputs) -> dict[str, Call]:
 
 
 def _step(q: Tensor, p: Tensor) -> Any:
-    return normal_sample_kl(q, p, variance=VARIANCE, vanilla_latent_hw=SIDE)
+    return normal_sample_kl(q, p, variance=VARIANCE, window=SIDE)
 
 
 def _function(step: Callable[[Tensor, Tensor], Any], inputs: Inputs) -> dict[str, Call]:

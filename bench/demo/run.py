@@ -103,11 +103,11 @@ def _training_settings() -> dict[str, Any]:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    q, noise = torch.zeros(1, 2, 1, 1, device=device), torch.zeros(1, 1, 1, 1, device=device)
+    q = torch.zeros(1, 2, 1, 1, device=device)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
-        "backend": select.choose(q, q, noise).__name__.rpartition(".")[2],
+        "backend": select.serving(q, q),
         "versions": info.collect()["versions"],
     }
 

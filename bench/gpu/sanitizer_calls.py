@@ -40,8 +40,8 @@ def call(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_la
             p,
             **source,
             analytical_kl=analytical,
-            variance=VarianceMap(raw_max=2.0),
-            vanilla_latent_hw=4,
+            variance=VarianceMap("stable", raw_max=2.0),
+            window=4,
             elementwise=True,
         )
         sums = [value.float().sum() for value in step if value is not None and value.requires_grad]

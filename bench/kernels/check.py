@@ -76,7 +76,7 @@ def _expected(rows: slice, noise: Tensor, case: Case, inputs: Inputs) -> dict[st
     q, p, eps = (tensor.detach()[rows].double() for tensor in (inputs.q, inputs.p, noise))
     window = restricted_window(case.space, case.window)
     kl: Literal["analytic", "monte_carlo"] = "analytic" if case.analytic else "monte_carlo"
-    step = Step("noise", kl, variance=VarianceMap(raw_max=LOGVAR_MAX), window=window)
+    step = Step("noise", kl, variance=VarianceMap("stable", raw_max=LOGVAR_MAX), window=window)
     if case.prediction:
         return {"z": oracle.sample(q, eps, step)}
     outputs = oracle.forward(q, p, eps, step)

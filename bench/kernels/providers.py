@@ -153,13 +153,13 @@ def _ours(noise: Literal["torch", "philox", "default"]) -> Callable[[Case], Forw
                 inputs.q,
                 inputs.p,
                 analytical_kl=analytic,
-                variance=VarianceMap(raw_max=LOGVAR_MAX),
-                vanilla_latent_hw=window,
+                variance=VarianceMap("stable", raw_max=LOGVAR_MAX),
+                window=window,
                 **source(inputs.q),
             )
 
         def sample(inputs: Inputs) -> Any:
-            return normal_sample(inputs.q, variance=VarianceMap(raw_max=LOGVAR_MAX), **source(inputs.q))
+            return normal_sample(inputs.q, variance=VarianceMap("stable", raw_max=LOGVAR_MAX), **source(inputs.q))
 
         return sample if case.prediction else step
 

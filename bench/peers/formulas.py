@@ -144,13 +144,13 @@ def _softplus_log_var(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 _OODD_RAW_MIN = math.log(math.expm1(1e-6 * LOG_2)) / LOG_2
 
 PEERS = {
-    "HDN, ladder-vae-pytorch": Peer(hdn, VarianceMap.hdn(), False),
+    "HDN, ladder-vae-pytorch": Peer(hdn, VarianceMap.juglab_hdn(), False),
     "VDVAE": Peer(vdvae, VarianceMap.vdvae(), True),
     "COSDD": Peer(cosdd, VarianceMap.cosdd(), True, _grouped),
     "Efficient-VDVAE": Peer(efficient_vdvae, VarianceMap.efficient_vdvae(), True),
     "Efficient-VDVAE, logstd": Peer(efficient_vdvae_logstd, VarianceMap.vdvae(), True, _scaled_sum),
     "NVAE": Peer(nvae, VarianceMap.vdvae(), True, _nvae_log_std),
-    "BIVA": Peer(biva, VarianceMap.hdn(), False, _softplus_log_var),
+    "BIVA": Peer(biva, VarianceMap.juglab_hdn(), False, _softplus_log_var),
     "vae_vampprior": Peer(vae_vampprior, VarianceMap("exp", raw_min=-6.0, raw_max=2.0), False),
     "hvae-oodd": Peer(hvae_oodd, VarianceMap("softplus", beta=LOG_2, raw_min=_OODD_RAW_MIN), False),
 }

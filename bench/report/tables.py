@@ -16,7 +16,7 @@ PASSES = {"train": "training step", "predict": "prediction"}
 # Whose step has a line, and what ours takes for it.
 PEERS = {
     "diffusers, LDM": "`.diffusers()`",
-    "HDN, ladder-vae-pytorch": "`.hdn()`",
+    "HDN, ladder-vae-pytorch": "`.juglab_hdn()`",
     "VDVAE": "`.vdvae()`",
     "COSDD": "`.cosdd()`",
     "Efficient-VDVAE": "`.efficient_vdvae()`",

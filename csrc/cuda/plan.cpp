@@ -1,7 +1,18 @@
+#include "plan.h"
+
 #include <algorithm>
 #include <limits>
 
-#include "host.h"
+extern "C" {
+
+const char* ladder_version() { return LADDER_VERSION; }
+
+const char* ladder_error(int code) {
+  if (code == ladder_kernels::cuda::too_large) return "more elements, samples, channels or positions than a launch counts";
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+}
+
+}  // extern "C"
 
 namespace ladder_kernels::cuda {
 namespace {
@@ -19,16 +30,6 @@ int power_of_two(std::int64_t size, int most) {
   return power;
 }
 
-std::int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
-
-// The dims of space are the last of `tensor`, from `first` on.
-void set_space(View& view, const at::Tensor& tensor, std::int64_t first) {
-  const std::int64_t lead = 3 - (tensor.dim() - first);
-  for (std::int64_t dim = first; dim < tensor.dim(); ++dim) view.space[lead + dim - first] = tensor.stride(dim);
-}
-
 bool take_vectors(const Grid& grid, View& view, Dtype dtype) {
   if (view.data == nullptr) return true;
   constexpr std::int64_t word = 16;
@@ -42,14 +43,9 @@ bool take_vectors(const Grid& grid, View& view, Dtype dtype) {
   return true;
 }
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
-// Space is not collapsed yet.
-Grid grid_of(const at::Tensor& q, bool channels_last) {
-  const LatentShape shape = shape_of(q, channels_last);
-  // Rows past the last one are numbered too, at most a block's.
-  constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
-  TORCH_CHECK_VALUE(shape.batch <= most && shape.channels <= most && shape.positions <= most, "at most ", most,
-                    " samples, channels and positions, got ", q.sizes());
+// The grid of the step's latent. Space is not collapsed yet.
+Grid grid_of(const LadderStep& step) {
+  const LatentShape shape = shape_of(step);
   Grid grid{};
   grid.batch = static_cast<int>(shape.batch);
   grid.rows = static_cast<int>(shape.rows);
@@ -61,70 +57,56 @@ Grid grid_of(const at::Tensor& q, bool channels_last) {
 }
 
 template <class T>
-Parameters<T> parameters_of(const Options& options, bool has_p) {
-  const VarianceMap<double> p_map = has_p ? options.map : unit_map(options.variance);
-  return {cast<T>(options.map), cast<T>(p_map), static_cast<T>(options.temperature)};
+Parameters<T> parameters_of(const LadderStep& step) {
+  return {cast<T>(q_map_of(step)), cast<T>(p_map_of(step)), static_cast<T>(step.temperature)};
 }
 
 }  // namespace
 
-Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
-  check_inputs(q, p, source, options, at::kCUDA);
+bool fits(const LadderStep& step) {
+  // Rows past the last one are numbered too, at most a block's; and blocks, which have at least one element.
+  constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
+  const LatentShape shape = shape_of(step);
+  if (shape.batch > most || shape.channels > most || shape.positions > most) return false;
+  const Tiles tiles = tiles_of(grid_of(step), single_width, 1);
+  return shape.batch * tiles.row_blocks.value * tiles.column_blocks.value <= most;
+}
+
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source) {
   Step step{};
-  step.grid = grid_of(q, options.channels_last);
-  step.q = packed_view(q, step.grid);
-  if (p) step.p = packed_view(*p, step.grid);
-  step.draw = options.draw;
-  step.kl = options.kl;
-  step.variance = options.variance;
-  step.computed_in_double = computed_in_double(q, p, source);
-  step.in_float = parameters_of<float>(options, p.has_value());
-  step.in_double = parameters_of<double>(options, p.has_value());
-  if (options.philox) {
-    step.seed = source->const_data_ptr<std::int64_t>();
-  } else if (step.draw != Draw::mode) {
-    step.source = latent_view(*source, step.grid);
-  }
+  step.grid = grid_of(given);
+  step.q = packed_view(q, given.q, given);
+  step.p = packed_view(p, given.p, given);
+  step.source = view_of(source, given.source);
+  if (given.philox) step.seed = static_cast<const std::int64_t*>(source);
+  step.draw = static_cast<Draw>(given.draw);
+  step.kl = static_cast<KL>(given.kl);
+  step.variance = variance_of(given);
+  step.computed_in_double = given.in_double;
+  step.in_float = parameters_of<float>(given);
+  step.in_double = parameters_of<double>(given);
   return step;
 }
 
-Window window_of(const WindowSides& w, const Grid& grid) {
-  const int height = grid.space[1], width = grid.space[2];
-  check_window(w, height, width);
+Window window_of(const std::int64_t (&window)[4], const Grid& grid) {
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
-  return {narrow(w[0]), narrow(w[1]), narrow(w[2]), narrow(w[3]), height, width};
+  return {narrow(window[0]), narrow(window[1]), narrow(window[2]), narrow(window[3]), grid.space[1], grid.space[2]};
 }
 
-View packed_view(const at::Tensor& packed, const Grid& grid) {
-  View view = latent_view(packed, grid);
-  view.half = packed.size(1) / 2 * packed.stride(1);
-  return view;
-}
-
-View latent_view(const at::Tensor& latent, const Grid& grid) {
-  View view = sample_view(latent, grid);
-  view.channel = latent.stride(1);
-  set_space(view, latent, 2);
-  return view;
-}
-
-View sample_view(const at::Tensor& values, const Grid& grid) {
+View view_of(const void* data, const LadderTensor& tensor) {
   View view;
-  view.data = values.data_ptr();
-  view.dtype = dtype_of(values);
-  view.batch = values.size(0) == grid.batch ? values.stride(0) : 0;
+  if (data == nullptr || tensor.dtype == 0) return view;
+  view.data = const_cast<void*>(data);
+  view.dtype = dtype_of(tensor);
+  view.batch = tensor.strides[0];
+  view.channel = tensor.strides[1];
+  for (int dim = 0; dim < 3; ++dim) view.space[dim] = tensor.strides[2 + dim];
   return view;
 }
 
-View channel_view(const at::Tensor& values, const Grid& grid) {
-  View view = sample_view(values, grid);
-  view.channel = values.stride(1);
-  return view;
-}
-
-View space_view(const at::Tensor& values, const Grid& grid) {
-  View view = sample_view(values, grid);
-  set_space(view, values, 1);
+View packed_view(const void* data, const LadderTensor& packed, const LadderStep& step) {
+  View view = view_of(data, packed);
+  view.half = step.channels * view.channel;
   return view;
 }
 
@@ -153,7 +135,7 @@ void collapse_space(Grid& grid, std::initializer_list<View*> views) {
 
 bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initializer_list<View*> in_float) {
   const Grid& grid = step.grid;
-  if (step.computed_in_double || grid.space_dims != 1 || grid.columns % vector_width != 0) return false;
+  if (!is_hot(step.variance) || step.computed_in_double || grid.space_dims != 1 || grid.columns % vector_width != 0) return false;
   const auto take_all = [&](std::initializer_list<View*> views, Dtype dtype) {
     return std::all_of(views.begin(), views.end(), [&](View* view) { return take_vectors(grid, *view, dtype); });
   };
@@ -169,8 +151,6 @@ Tiles tiles_of(const Grid& grid, int width, int most_turns) {
   const std::int64_t wanted = grid.batch * column_blocks * row_tiles / full_grid;
   const std::int64_t turns = std::clamp<std::int64_t>(wanted, 1, std::min<std::int64_t>(most_turns, row_tiles));
   const std::int64_t row_blocks = divide_up(row_tiles, turns);
-  TORCH_CHECK_VALUE(grid.batch * row_blocks * column_blocks <= std::numeric_limits<int>::max(),
-                    "too many elements for one launch");
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
   return {width, rows, narrow(turns), lanes, narrow(row_blocks), narrow(column_blocks)};
 }

@@ -3,7 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../formulas.h"
+#include <initializer_list>
+
 #include "../latent.h"
 
 namespace ladder_kernels::cuda {
@@ -111,7 +112,7 @@ struct alignas(4 * sizeof(T)) BlockSums {
 
 // Where the sums go, each contiguous and in the compute dtype; null where there is none.
 struct Sums {
-  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *qvar_max;
+  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *logvar_max;
 };
 
 struct Backward {
@@ -140,5 +141,40 @@ void launch_sums(const Forward& call, const Sums& out, cudaStream_t stream);
 void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream);
 
 void launch_sample(const Sample& call, cudaStream_t stream);
+
+// ---- From a `LadderStep` to a plan.
+
+// Instead of a cudaError_t, which is never negative.
+constexpr int too_large = -1;
+
+// Whether one launch can count the step's elements.
+bool fits(const LadderStep& step);
+
+// Space is not collapsed yet, here and in views.
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source);
+
+Window window_of(const std::int64_t (&window)[4], const Grid& grid);
+
+View view_of(const void* data, const LadderTensor& tensor);
+
+// Of packed parameters.
+View packed_view(const void* data, const LadderTensor& packed, const LadderStep& step);
+
+// Merges neighbouring dims of space wherever all of `views`, which are all there are, allow it.
+void collapse_space(Grid& grid, std::initializer_list<View*> views);
+
+// Kinds with vector kernels: nobody trains with the other, whose would be a quarter more.
+constexpr bool is_hot(Variance kind) { return kind != Variance::stable_without_floor; }
+
+// Whether vector kernels serve: everything can be read and written in sixteen-byte words, in q's dtype or, of noise and
+// `in_float`, in float32. Prepares the views for that.
+bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initializer_list<View*> in_float = {});
+
+// `width` columns a thread and at most `most_turns` tiles a block.
+Tiles tiles_of(const Grid& grid, int width, int most_turns);
+
+// How much memory `set_partials` shares out, aligned to sixteen bytes.
+std::int64_t partials_bytes(const Step& step, const Tiles& tiles);
+void set_partials(Forward& call, void* memory);
 
 }  // namespace ladder_kernels::cuda

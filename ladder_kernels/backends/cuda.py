@@ -1,23 +1,48 @@
 """The CUDA C++ kernels of csrc/cuda, where they have been built: as Triton's, with less to do for a launch."""
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ladder_kernels.backends import native
+from ladder_kernels.backends import torch as torch_backend
+from ladder_kernels.backends.step import Step, StepGrads
 
 NAME = "cuda"
-DIFFERENTIABLE = True
 
-_functions = native.Functions("ladder_kernels._CUDA")
-forward, backward, sample = _functions.forward, _functions.backward, _functions.sample
+_functions = native.Functions("cuda", sys.modules[__name__])
+forward, sample = _functions.forward, _functions.sample
+
+
+def backward(q: Tensor, p: Any, source: Any, step: Step, grads: StepGrads, needs: tuple[bool, bool, bool]) -> Any:
+    if grads.kl_spatial is not None:
+        # The kernel is wrong for some layouts (seen in an emulator of PTX): plain PyTorch until that is mended.
+        return torch_backend.backward(q, p, source, step, grads, needs)
+    return _functions.backward(q, p, source, step, grads, needs)
 
 
 def unavailable() -> str | None:
-    reason = native.reason_not_loaded("ladder_kernels._CUDA", "LADDER_KERNELS_BUILD_CUDA")
-    return reason or (None if torch.cuda.is_available() else "there is no GPU")
+    return native.find("cuda")[1] or (None if torch.cuda.is_available() else "there is no GPU")
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
-    if q.is_cuda and (p is None or p.is_cuda) and (source is None or source.is_cuda):
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
+    if q.is_cuda and (p is None or p.is_cuda):
         return None
     return "it takes tensors on a GPU only"
+
+
+def run(function: Callable[..., int], arguments: tuple[Any, ...], q: Tensor) -> int:
+    """On q's GPU, in torch's stream."""
+    if not q.is_cuda or q.get_device() == torch.cuda.current_device():
+        return function(*arguments, stream_of(q))
+    with torch.cuda.device(q.device):
+        return function(*arguments, stream_of(q))
+
+
+def stream_of(tensor: Tensor) -> int:
+    """The handle of the stream that torch works in now, on the tensor's GPU."""
+    # What torch.cuda.current_stream makes an object of, which takes longer than the call.
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device())

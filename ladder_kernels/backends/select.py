@@ -5,12 +5,12 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import warnings
+from contextlib import ContextDecorator
 from types import ModuleType
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ladder_kernels.geometry import device_type
 
@@ -18,35 +18,40 @@ NAMES = ("torch", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "LADDER_KERNELS_BACKEND"
 
 _PREFERRED = {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}
-_MAKE_NOISE = ("triton", "cuda")
 _log = logging.getLogger("ladder_kernels")
 # Read once: a look-up costs about as much as a small kernel's launch.
 _environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
-_forced: ContextVar[str | None] = ContextVar("ladder_kernels_backend", default=None)
-# What `_forced` is, for torch.compile: it cannot read a ContextVar, and guards an attribute of this.
-_seen_by_compiler = threading.local()
+# `name`: what `use_backend` forces in this thread. An attribute, because torch.compile guards those and no ContextVar.
+_forced = threading.local()
+
+
+PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+"""What a backend takes as it is; other tensors dispatch by themselves."""
 
 
 class BackendUnavailableError(RuntimeError):
     """A backend that was asked for by name cannot run; the message says why."""
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+class use_backend(ContextDecorator):  # noqa: N801 - it is used like a function
     """Run every step inside the `with` block on the backend `name`: "torch", "cpp", "triton" or "cuda".
 
     Raises ValueError for an unknown name and BackendUnavailableError, with the reason, for a backend that cannot
-    run here; a tensor that it cannot take raises where the step is called. Holds for this thread or task alone.
-    Gradients are computed by the backend that computed the step.
+    run here, both when it is called; a tensor that it cannot take raises where the step is called. Holds for this
+    thread, eager and compiled alike. Gradients are computed by the backend that computed the step.
     """
-    load(name)
-    token, before = _forced.set(name), getattr(_seen_by_compiler, "forced", None)
-    _seen_by_compiler.forced = name
-    try:
-        yield
-    finally:
-        _seen_by_compiler.forced = before
-        _forced.reset(token)
+
+    def __init__(self, name: str) -> None:
+        load(name)
+        self._name = name
+        self._before: list[str | None] = []
+
+    def __enter__(self) -> None:
+        self._before.append(getattr(_forced, "name", None))
+        _forced.name = self._name
+
+    def __exit__(self, *_: object) -> None:
+        _forced.name = self._before.pop()
 
 
 def load(name: str) -> ModuleType:
@@ -74,21 +79,36 @@ def fault_of_environment() -> str | None:
     return None if reason is None else f"{ENVIRONMENT_VARIABLE}={_environment!r} cannot run here: {reason}"
 
 
-def choose(q: Tensor, p: Tensor | None, source: Tensor | None) -> ModuleType:
-    """The backend for these tensors."""
-    name = _forced.get() or (_environment and _forced_by_environment())
+def serving(q: Tensor, p: Tensor | None = None) -> str:
+    """The name of the backend for a call with these parameters; of a graph, a forced one is part of its guards."""
+    name = getattr(_forced, "name", None)
+    if torch.compiler.is_compiling():
+        return name or ("torch" if _is_distributed(q, p) else default(q.device.type))
+    name = name or (_environment and _forced_by_environment())
     if name is not None:
-        backend = load(name)
-        reason = backend.unsupported(q, p, source)
+        reason = _reason_unsupported(load(name), q, p)
         if reason is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot take this call: {reason}")
-        return backend
+        return name
     for backend in _available(device_type(q)):
-        reason = backend.unsupported(q, p, source)
+        reason = _reason_unsupported(backend, q, p)
         if reason is None:
-            return backend
+            return backend.NAME
         _say_not_used(backend.NAME, reason)
     raise AssertionError("the torch backend takes every tensor")
+
+
+def _reason_unsupported(backend: ModuleType, q: Tensor, p: Tensor | None) -> str | None:
+    if _is_distributed(q, p) and backend.NAME != "torch":
+        return "a DTensor has sharding rules for torch's own operators only"
+    return backend.unsupported(q, p)
+
+
+def _is_distributed(q: Tensor, p: Tensor | None) -> bool:
+    """Whether one is a DTensor, without its import, which takes a second."""
+    if type(q) in PLAIN and type(p) in PLAIN:
+        return False
+    return hasattr(q, "device_mesh") or hasattr(p, "device_mesh")
 
 
 @functools.cache
@@ -102,16 +122,6 @@ def _available(device_type: str) -> tuple[ModuleType, ...]:
         else:
             found.append(module)
     return tuple(found)
-
-
-def choose_while_tracing(device_type: str) -> str:
-    """The name of the backend for a graph that torch.compile traces; a forced one is part of the graph's guards."""
-    return getattr(_seen_by_compiler, "forced", None) or default(device_type)
-
-
-def makes_noise(backend: str) -> bool:
-    """Whether that backend makes Philox noise inside its kernels: then it is the default, else it never pays."""
-    return backend in _MAKE_NOISE
 
 
 def default(device_type: str) -> str:
@@ -138,7 +148,7 @@ def _forced_by_environment() -> str | None:
 
 @functools.cache
 def _find(name: str) -> tuple[ModuleType | None, str | None]:
-    """The backend's module or None, and why it cannot run or None."""
+    """The backend's module or None, and why it cannot run or None. What is there but broken is warned of, once."""
     path = f"ladder_kernels.backends.{name}"
     try:
         module = importlib.import_module(path)
@@ -146,7 +156,11 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         return None, "not part of this version" if error.name == path else str(error)
     except Exception as error:  # whatever a broken library raises is a reason, not the user's problem
-        return None, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"the backend {name!r} of ladder_kernels is there but broken, and is not used: {reason}", stacklevel=2
+    )
+    return None, reason
 
 
 @functools.cache

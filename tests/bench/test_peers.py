@@ -34,7 +34,7 @@ def test_every_peer_has_a_row_and_agrees(tmp_path, capsys):
 
 def test_another_map_is_seen():
     comparison = next(each for each in peers.comparisons() if each.peer == "VDVAE")
-    wrong = PEERS["VDVAE"]._replace(variance=VarianceMap.hdn())
+    wrong = PEERS["VDVAE"]._replace(variance=VarianceMap.juglab_hdn())
     heads = tuple(torch.randn(2, 6, 4, 4, requires_grad=True) for _ in range(2))
     incoming = torch.randn(2, 3, 4, 4), torch.randn(2)
     found = peers.differences(comparison._replace(ours=peers.fused(wrong)), heads, incoming)

@@ -16,7 +16,7 @@ template <class Access, class Path>
 struct Incoming {
   using T = typename Access::T;
   static constexpr int width = Access::width;
-  static constexpr bool collapsed = width > 1;
+  static constexpr bool collapsed = !Access::ragged;
 
   const Backward& call;
   const Grid& grid;

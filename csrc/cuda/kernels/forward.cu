@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
           totals.largest_raw = nan_max(totals.largest_raw, q.raw.at[i]);
         }
       });
-      if (call.z.data != nullptr) z.store(row, row_z);
+      if (!Path::latent || call.z.data != nullptr) z.store(row, row_z);
       if (call.kl.data != nullptr) kl.store(row, element_kl);
     }
     if (!Path::has_kl(call.step)) continue;
@@ -138,8 +138,6 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
 }
 
 // ---- The second kernel: adds the partial sums in a fixed order and finishes them.
-
-constexpr double half_log_two_pi = 0.9189385332046727;
 
 // out[i] = sum over k of partials[k, i].
 template <class T>
@@ -178,7 +176,7 @@ template <class T>
 __device__ __forceinline__ void finish_maximum(const Forward& call, const Sums& out) {
   const T largest = total<T>(call, 0, call.step.grid.batch * blocks_per_sample(call.tiles)).largest_raw;
   if (threadIdx.x > 0) return;
-  *static_cast<T*>(out.qvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
+  *static_cast<T*>(out.logvar_max) = log_variance(call.step.variance, largest, parameters(call.step, T()).q_map);
 }
 
 __host__ __device__ constexpr std::int64_t blocks_of(std::int64_t size) {

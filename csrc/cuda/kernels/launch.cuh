@@ -32,10 +32,12 @@ template <class F>
 void with_hot_path(const Step& step, F f) {
   with_options(step, [&](auto known) {
     using Known = decltype(known);
-    if constexpr (Known::kl != KL::none) {
-      if (step.p.data != nullptr) return f(HotPath<Known, true>{});
+    if constexpr (is_hot(Known::variance)) {
+      if constexpr (Known::kl != KL::none) {
+        if (step.p.data != nullptr) return f(HotPath<Known, true>{});
+      }
+      f(HotPath<Known, false>{});
     }
-    f(HotPath<Known, false>{});
   });
 }
 

@@ -43,7 +43,7 @@ void launch_sample(const Sample& call, cudaStream_t stream) {
   with_vectors(call.step.q.dtype, [&](auto access) {
     with_options(call.step, [&](auto known) {
       using Known = decltype(known);
-      if constexpr (Known::kl == KL::none && Known::draw != Draw::latent) {
+      if constexpr (Known::kl == KL::none && Known::draw != Draw::latent && is_hot(Known::variance)) {
         launch(sample_kernel<decltype(access), HotPath<Known, false>>, samples, call, stream);
       }
     });

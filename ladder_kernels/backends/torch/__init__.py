@@ -5,6 +5,7 @@ traced by compilers and transformed by torch.func, so nothing is written in plac
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,13 @@ from ladder_kernels.noise import philox_normal
 from ladder_kernels.variance import VarianceMap
 
 NAME = "torch"
-DIFFERENTIABLE = False
 
 
 def unavailable() -> str | None:
     return None
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
     return None
 
 
@@ -45,7 +45,9 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     kl = None
     if step.kl != "none":
         kl = divergence(posterior, _prior(p, q, step, dtype), latent, step.kl == "analytic")
-    count = math.prod(latent_shape(q)[1:])
+    # torch.jit.trace has sizes as tensors: an integer one times a number would be of the default dtype.
+    count: Any = math.prod(latent_shape(q)[1:])
+    count = count.to(dtype) if isinstance(count, Tensor) else count
     kl_channelwise = None if kl is None else kl.flatten(2).sum(2)
     return StepOutputs(
         z=None if step.draw == "latent" else dense(latent.z.to(q.dtype), step.channels_last),
@@ -56,7 +58,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
         kl_channelwise=kl_channelwise,
         kl_spatial=None if kl is None else kl.sum(1),
         logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
-        qvar_max=largest_log_var(q, step.variance, dtype),
+        logvar_max=largest_log_var(q, step.variance, dtype),
         kl_elementwise=dense(kl, step.channels_last) if kl is not None and step.elementwise else None,
     )
 

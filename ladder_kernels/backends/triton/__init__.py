@@ -6,6 +6,5 @@ On a CPU they run in Triton's interpreter, if TRITON_INTERPRET=1 was set before 
 from ladder_kernels.backends.triton.operations import backward, forward, sample, unavailable, unsupported
 
 NAME = "triton"
-DIFFERENTIABLE = False
 
-__all__ = ["DIFFERENTIABLE", "NAME", "backward", "forward", "sample", "unavailable", "unsupported"]
+__all__ = ["NAME", "backward", "forward", "sample", "unavailable", "unsupported"]

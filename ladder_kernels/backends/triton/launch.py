@@ -16,13 +16,15 @@ DIRECT = torch.version.hip is None and triton.__version__.startswith(KNOWN_VERSI
 class Launcher:
     """A kernel with all its arguments but the first ones, which are tensors, alone or in tuples.
 
-    Whoever calls one vouches that the tensors of all calls look alike (`settings.Look`) and that their device is the
+    Whoever calls one vouches that the tensors of all calls look alike (`outputs.Look`) and that their device is the
     current one. So the kernel that Triton compiles and launches at the first call serves all later ones: they ask
     Triton for nothing but the launch, a tenth of the time.
     """
 
-    def __init__(self, kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        self.kernel, self.grid = kernel, (programs, 1, 1)
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: dict[str, Any]
+    ) -> None:
+        self.kernel, self.grid = kernel, grid
         self.arguments, self.constants = arguments, constants
         self.compiled: tuple[Any, tuple[Any, ...]] | None = None
 

@@ -1,21 +1,20 @@
 """The Triton backend's three operations: settings looked up, outputs allocated, kernels launched."""
 
 import contextlib
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from ladder_kernels.backends import torch as torch_backend
+from ladder_kernels.backends.outputs import Look, look, resolved
 from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
 from ladder_kernels.backends.triton import settings
 from ladder_kernels.backends.triton.backward import Incoming
-from ladder_kernels.backends.triton.settings import INTERPRETED, Look
+from ladder_kernels.backends.triton.settings import INTERPRETED
 from ladder_kernels.backends.triton.tile import Strided
 from ladder_kernels.geometry import dense
-
-OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 def unavailable() -> str | None:
@@ -27,7 +26,7 @@ def unavailable() -> str | None:
     return None
 
 
-def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | None:
+def unsupported(q: Tensor, p: Tensor | None) -> str | None:
     if not q.is_cuda and not INTERPRETED:
         return f"the tensors are on {q.device}, not on a GPU"
     return None
@@ -36,8 +35,8 @@ def unsupported(q: Tensor, p: Tensor | None, source: Tensor | None) -> str | Non
 def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> StepOutputs:
     if q.numel() == 0:
         return torch_backend.forward(q, p, source, step)
-    q, p, source = _resolved(q), _resolved(p), _resolved(source)
-    of = settings.forward(Look.of(q), _look(p), _look(source), q.device, step)
+    q, p, source = resolved(q), resolved(p), resolved(source)
+    of = settings.forward(Look.of(q), look(p), look(source), q.device, step)
     outputs = StepOutputs._make([new and new() for new in of.outputs])
     partials = of.partials()
     column_sums, row_sums = outputs.kl_spatial, outputs.kl_channelwise
@@ -59,7 +58,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
             outputs.kl_samplewise,
             outputs.kl_samplewise_restricted,
             outputs.logprob_q,
-            outputs.qvar_max,
+            outputs.logvar_max,
         )
     return outputs
 
@@ -67,8 +66,8 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
 def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     if q.numel() == 0:
         return torch_backend.sample(q, source, step)
-    q, source = _resolved(q), _resolved(source)
-    of = settings.sample(Look.of(q), _look(source), q.device, step)
+    q, source = resolved(q), resolved(source)
+    of = settings.sample(Look.of(q), look(source), q.device, step)
     z = of.z()
     with _on_device_of(q):
         of.step(Strided(q, of.q_strides), _strided(source, of.source_strides), z)
@@ -85,12 +84,12 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if q.numel() == 0:
         return torch_backend.backward(q, p, source, step, grads, needs)
-    q, p, source = _resolved(q), _resolved(p), _resolved(source)
-    z, samplewise, restricted, channelwise, spatial, logprob_q, _, elementwise = map(_resolved, grads)
+    q, p, source = resolved(q), resolved(p), resolved(source)
+    z, samplewise, restricted, channelwise, spatial, logprob_q, _, elementwise = map(resolved, grads)
     z, elementwise = _in_order(z, step), _in_order(elementwise, step)
     channelwise, spatial = _contiguous(channelwise), _contiguous(spatial)
-    incoming = tuple(map(_look, (z, samplewise, restricted, channelwise, spatial, elementwise, logprob_q)))
-    of = settings.backward(Look.of(q), _look(p), _look(source), q.device, step, incoming, needs)
+    incoming = tuple(map(look, (z, samplewise, restricted, channelwise, spatial, elementwise, logprob_q)))
+    of = settings.backward(Look.of(q), look(p), look(source), q.device, step, incoming, needs)
     grad_q, grad_p, grad_latent = [new and new() for new in of.grads]
     over_rows, over_columns = (channelwise, spatial) if of.channels_inner else (spatial, channelwise)
     with _on_device_of(q):
@@ -112,17 +111,6 @@ def backward(
             grad_latent,
         )
     return grad_q, grad_p, grad_latent
-
-
-def _resolved(tensor: OptionalTensor) -> OptionalTensor:
-    """Kernels read memory, where a negative view (`z.conj().imag`) has the other sign, and zeros may have none."""
-    if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
-        return tensor
-    return tensor.clone()
-
-
-def _look(tensor: Tensor | None) -> Look | None:
-    return None if tensor is None else Look.of(tensor)
 
 
 def _strided(tensor: Tensor | None, strides: tuple[int, ...] | None) -> Strided | None:

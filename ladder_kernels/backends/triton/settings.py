@@ -4,19 +4,19 @@ That is most of what a step costs the host, so that `operations.py` looks it up,
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from ladder_kernels.backends.outputs import Look, New, flowing, gradient_looks, new, output_looks
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
 from ladder_kernels.backends.triton.forward import forward_kernel
 from ladder_kernels.backends.triton.launch import Launcher
+from ladder_kernels.backends.triton.mode import Mode
 from ladder_kernels.backends.triton.partials import number_of_partials
 from ladder_kernels.backends.triton.plan import Plan, Strides, Tiles, make_plan
 from ladder_kernels.backends.triton.reduce import reduce_kernel
@@ -31,22 +31,6 @@ REDUCE_BLOCK = 256
 # Of every launch: Triton is about to change the default, and warns where nothing is said.
 FUSED = {"enable_fp_fusion": True}
 _TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-# Allocates a tensor.
-New: TypeAlias = Callable[[], Tensor]
-
-
-class Look(NamedTuple):
-    """All of a tensor that its plan and Triton's choice of a kernel go by."""
-
-    shape: tuple[int, ...]
-    strides: Strides
-    dtype: torch.dtype
-    aligned: bool  # its address is a multiple of 16
-
-    @staticmethod
-    def of(tensor: Tensor) -> "Look":
-        return Look(tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0)
 
 
 class ForwardSettings(NamedTuple):
@@ -77,7 +61,7 @@ class BackwardSettings(NamedTuple):
     q_strides: Strides
     p_strides: Strides | None
     source_strides: Strides | None
-    grads: tuple[New | None, New | None, New | None]
+    grads: tuple[New | None, ...]
     channels_inner: bool
     step: Launcher
 
@@ -88,40 +72,25 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
     plan = _plan(q, p, source, step)
     batch, rows, columns = plan.sizes
     with_kl = step.kl != "none"
-
-    def latent(dtype: torch.dtype) -> New:
-        return _new(shape, plan.latent_strides, dtype, device)
-
-    def sums(*sizes: int) -> New:
-        return _new(sizes, torch.empty(sizes, device="meta").stride(), dtype, device)
-
-    arguments = (_layout(plan, plan.forward), Variance.of(step.variance))
+    partials = Look((number_of_partials(plan, with_kl=with_kl),), (1,), dtype)
+    layout, variance = _layout(plan, plan.forward), Variance.of(step.variance)
     return ForwardSettings(
         plan.q_strides,
         plan.p_strides,
         plan.source_strides,
-        outputs=(
-            None if step.draw == "latent" else latent(q.dtype),
-            sums(batch) if with_kl else None,
-            sums(batch) if with_kl and step.window is not None else None,
-            sums(*shape[:2]) if with_kl else None,
-            sums(batch, *shape[2:]) if with_kl else None,
-            sums(batch),
-            sums(),
-            latent(dtype) if with_kl and step.elementwise else None,
-        ),
-        partials=sums(number_of_partials(plan, with_kl=with_kl)),
+        outputs=tuple(look and new(look, device) for look in output_looks(q, p, source, step)),
+        partials=new(partials, device),
         channels_inner=plan.channels_inner,
         step=Launcher(
             forward_kernel,
-            _programs(plan, plan.forward),
-            (arguments[0], _window(step, shape), _temperature(step), arguments[1]),
-            {"KL": step.kl, **tile_constants(step, plan, plan.forward, dtype)},
+            plan.forward.grid(),
+            (layout, _window(step, shape), _temperature(step), variance, tile_mode(step, plan, plan.forward, q, dtype)),
+            _launch_options(plan.forward),
         ),
         reduction=Launcher(
             reduce_kernel,
-            batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0),
-            arguments,
+            (batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0), 1, 1),
+            (layout, variance),
             {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
         ),
     )
@@ -135,12 +104,17 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
     return SampleSettings(
         plan.q_strides,
         plan.source_strides,
-        z=_new(latent_shape(q), plan.latent_strides, q.dtype, device),
+        z=new(output_looks(q, None, source, step)[0], device),
         step=Launcher(
             sample_kernel,
-            _programs(plan, tiles),
-            (_layout(plan, tiles), _temperature(step), Variance.of(step.variance)),
-            tile_constants(step, plan, tiles, compute_dtype(q, source)),
+            tiles.grid(),
+            (
+                _layout(plan, tiles),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, compute_dtype(q, source)),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -157,12 +131,9 @@ def backward(
 ) -> BackwardSettings:
     """`incoming` are the gradients that arrive at z, at the five KLs and at logprob_q."""
     shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    step, p, source = _flowing(step, p, source, incoming)
+    z, *kls, log_q = (grad is not None for grad in incoming)
+    step, p, source = flowing(step, p, source, to_z=z, to_kl=any(kls), to_log_q=log_q)
     plan = _plan(q, p, source, step)
-
-    def packed(like: Look) -> New:
-        return _new((like.shape[0], *q.shape[1:]), plan.packed_strides, like.dtype, device)
-
     shared_p = needs[1] and p is not None and p.shape[0] == 1 and shape[0] > 1
     tiles = plan.backward_shared if shared_p else plan.backward
     return BackwardSettings(
@@ -171,17 +142,19 @@ def backward(
         plan.q_strides,
         plan.p_strides,
         plan.source_strides,
-        grads=(
-            packed(q) if needs[0] else None,
-            packed(p) if needs[1] and p is not None else None,
-            _new(shape, plan.latent_strides, source.dtype, device) if needs[2] and source is not None else None,
-        ),
+        grads=tuple(look and new(look, device) for look in gradient_looks(q, p, source, step, needs)),
         channels_inner=plan.channels_inner,
         step=Launcher(
             backward_kernel,
-            _programs(plan, tiles) // (shape[0] if shared_p else 1),
-            (_layout(plan, tiles), _window(step, shape), _temperature(step), Variance.of(step.variance)),
-            {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, dtype)},
+            tiles.grid(),
+            (
+                _layout(plan, tiles),
+                _window(step, shape),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, dtype, shared_p),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -190,24 +163,6 @@ def forget() -> None:
     """Whatever was found out; for whoever changes what it was found from."""
     for found in (forward, sample, backward):
         found.cache_clear()
-
-
-def _new(shape: tuple[int, ...], strides: Strides, dtype: torch.dtype, device: torch.device) -> New:
-    # `torch.empty` takes twice the time, to find out strides.
-    return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
-
-
-def _flowing(
-    step: Step, p: Look | None, source: Look | None, incoming: tuple[Look | None, ...]
-) -> tuple[Step, Look | None, Look | None]:
-    """The part of the step that gradients flow through: what nothing arrives at is not read."""
-    z, *kls, logprob_q = incoming
-    if not any(kls):
-        step, p = step._replace(kl="none"), None
-    eps_used = (logprob_q if step.draw == "latent" else z) is not None
-    if not eps_used and step.kl != "monte_carlo":
-        step, source = step._replace(draw="mode"), None
-    return step, p, source
 
 
 def _plan(q: Look, p: Look | None, source: Look | None, step: Step) -> Plan:
@@ -222,25 +177,27 @@ def _layout(plan: Plan, tiles: Tiles) -> Layout:
     return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks)
 
 
-def _programs(plan: Plan, tiles: Tiles) -> int:
-    return plan.sizes[0] * tiles.row_blocks * tiles.column_blocks
+def tile_mode(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype, shared_p: bool = False) -> Mode:
+    return Mode.of(
+        draw=step.draw,
+        kl=step.kl,
+        channels_inner=plan.channels_inner,
+        aligned=plan.aligned,
+        # 16 bytes, but whole counters of Philox.
+        vector=max(4, 16 // q.dtype.itemsize),
+        masked=tiles.masked,
+        wide=plan.wide,
+        shared_p=shared_p,
+        first_axis=tiles.first_axis(),
+        block_rows=tiles.block_rows,
+        block_columns=tiles.block_columns,
+        compute=_TRITON_DTYPE[dtype],
+        fast=dtype == torch.float32 and NVIDIA and not INTERPRETED,
+    )
 
 
-def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
-    """The compile-time arguments that all three tile kernels share, and the launch options."""
-    return {
-        "DRAW": step.draw,
-        "CHANNELS_INNER": plan.channels_inner,
-        "ALIGNED": plan.aligned,
-        "MASKED": tiles.masked,
-        "WIDE": plan.wide,
-        "BLOCK_ROWS": tiles.block_rows,
-        "BLOCK_COLUMNS": tiles.block_columns,
-        "COMPUTE": _TRITON_DTYPE[dtype],
-        "FAST": dtype == torch.float32 and NVIDIA and not INTERPRETED,
-        "num_warps": tiles.warps(WARP_SIZE),
-        **FUSED,
-    }
+def _launch_options(tiles: Tiles) -> dict[str, Any]:
+    return {"num_warps": tiles.warps(WARP_SIZE), **FUSED}
 
 
 def _window(step: Step, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -254,7 +211,7 @@ def _temperature(step: Step) -> tuple[float, float] | None:
     """The temperature as two float32 summands."""
     if step.temperature == 1.0:
         return None
-    rounded = torch.tensor(step.temperature, dtype=torch.float32).item()
+    rounded = torch.tensor(step.temperature, dtype=torch.float32, device="cpu").item()
     return rounded, step.temperature - rounded
 
 
