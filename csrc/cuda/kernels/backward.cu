@@ -125,9 +125,9 @@ class BackwardColumns {
 // `shared_p`: p has batch 1; a thread takes its one tile of every sample in turn and sums p's gradients over them.
 //
 // The second bound leaves a thread 128 registers, where words are read and written: without it, some variants get by
-// with fewer and spill. Softplus, which would spill two of them, has 168.
+// with fewer and spill. A softplus and a given latent, which would spill two of them, have 168.
 template <class Access, class Path, bool shared_p>
-__global__ void __launch_bounds__(max_threads, Access::ragged ? Access::blocks : Path::softplus ? 3 : 4)
+__global__ void __launch_bounds__(max_threads, Access::ragged ? Access::blocks : Path::needs_registers ? 3 : 4)
     backward_kernel(const __grid_constant__ Backward call) {
   using T = typename Access::T;
   constexpr int width = Access::width;

@@ -40,7 +40,8 @@ LADDER_FN auto with_options(const Step& step, F f) {
 template <class Known, bool p>
 struct HotPath {
   static constexpr bool may_have_p = p;
-  static constexpr bool latent = Known::draw == Draw::latent, softplus = Known::variance == Variance::softplus;
+  static constexpr bool latent = Known::draw == Draw::latent;
+  static constexpr bool needs_registers = latent || Known::variance == Variance::softplus;
   template <class Access>
   using Source = std::conditional_t<latent, typename Access::Columns, typename Access::FloatColumns>;
 
@@ -56,7 +57,7 @@ struct HotPath {
 };
 
 struct AnyPath {
-  static constexpr bool may_have_p = true, latent = true, softplus = false;
+  static constexpr bool may_have_p = true, latent = true, needs_registers = false;
   template <class Access>
   using Source = typename Access::Columns;
 
