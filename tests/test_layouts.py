@@ -41,6 +41,17 @@ def test_a_crop_whose_rows_end_inside_of_what_a_backend_takes_at_a_time(backend,
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_gradient_of_kl_spatial_is_read_with_its_own_strides(backend, memory_format):
+    leaf = packed((2, 6, 5, 7)).contiguous(memory_format=memory_format).requires_grad_()
+    kl_spatial = normal_sample_kl(leaf, None, seed=3).kl_spatial
+    incoming = torch.randn(2, 7, 5).mT
+    ours, expected = (
+        torch.autograd.grad(kl_spatial, leaf, each, retain_graph=True)[0] for each in (incoming, incoming.contiguous())
+    )
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
 def test_a_single_position_has_the_strides_of_a_contiguous_tensor(backend):
     assert normal_sample_kl(packed((2, 3, 1, 1)), None).z.stride() == (3, 1, 1, 1)
 

@@ -55,21 +55,6 @@ def _loop_bound(target: str, per_latent: float, bytes_per_latent: float) -> str:
     return "memory" if memory >= issue else "issue"
 
 
-# They break a rule, and are named so that no other one does unseen. float64 is for gradcheck. The rest has to lose a
-# register or an instruction with the next change of csrc/cuda.
-KNOWN = (
-    "cuda sm_80 forward mc bfloat16 softplus, noise, p",
-    "cuda sm_80 forward mc float16 softplus, noise, p",
-    "cuda sm_90 backward analytic bfloat16 softplus, noise, p",
-    "cuda sm_90 backward analytic float32 exp, latent, p",
-    "cuda sm_90 forward analytic bfloat16 softplus, noise, p",
-)
-
-
-def _is_known(line: dict[str, Any]) -> bool:
-    return line["backend"] == "cuda" and ("in float64" in " ".join(_key(line)) or " ".join(_key(line)) in KNOWN)
-
-
 def faults(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> list[str]:
     """What is wrong with these kernels, and where they got worse than the stored ones."""
     before = {_key(line): line for line in stored}
@@ -84,9 +69,7 @@ def faults(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> list[str
 
 
 def _faults(line: dict[str, Any]) -> list[str]:
-    found: list[str] = []
-    if _is_known(line):
-        return found
+    found = []
     if int(line["stack"]) or int(line["spills"]):
         found.append(f"{line['stack']} bytes of stack, {line['spills']} spills")
     if line["instructions_per_latent"] == "":

@@ -8,20 +8,11 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.backends import native
-from ladder_kernels.backends import torch as torch_backend
-from ladder_kernels.backends.step import Step, StepGrads
 
 NAME = "cuda"
 
 _functions = native.Functions("cuda", sys.modules[__name__])
-forward, sample = _functions.forward, _functions.sample
-
-
-def backward(q: Tensor, p: Any, source: Any, step: Step, grads: StepGrads, needs: tuple[bool, bool, bool]) -> Any:
-    if grads.kl_spatial is not None:
-        # The kernel is wrong for some layouts (seen in an emulator of PTX): plain PyTorch until that is mended.
-        return torch_backend.backward(q, p, source, step, grads, needs)
-    return _functions.backward(q, p, source, step, grads, needs)
+forward, backward, sample = _functions.forward, _functions.backward, _functions.sample
 
 
 def unavailable() -> str | None:

@@ -16,7 +16,7 @@ template <class Access, class Path>
 struct Incoming {
   using T = typename Access::T;
   static constexpr int width = Access::width;
-  static constexpr bool collapsed = width > 1;
+  static constexpr bool collapsed = !Access::ragged;
 
   const Backward& call;
   const Grid& grid;
@@ -89,7 +89,7 @@ class BackwardColumns {
         q_raw(call.step.grid, call.grad_q, place, 1),
         latent(call.step.grid, call.grad_latent, place) {}
 
-  __device__ Packed<T, width> run(int row) const {
+  __device__ __forceinline__ Packed<T, width> run(int row) const {
     const auto q = in.load_q(row), p = in.load_p(row);
     const auto source = in.load_source(row), grad_z = incoming.load_z(row), half_grad_kl = incoming.load_half_kl(row);
     Packed<T, width> to_q, to_p;
@@ -125,9 +125,9 @@ class BackwardColumns {
 // `shared_p`: p has batch 1; a thread takes its one tile of every sample in turn and sums p's gradients over them.
 //
 // The second bound leaves a thread 128 registers, where words are read and written: without it, some variants get by
-// with fewer and spill. Softplus, which would spill two of them, has 168.
+// with fewer and spill. A softplus and a given latent, which would spill two of them, have 168.
 template <class Access, class Path, bool shared_p>
-__global__ void __launch_bounds__(max_threads, Access::ragged ? Access::blocks : Path::softplus ? 3 : 4)
+__global__ void __launch_bounds__(max_threads, Access::ragged ? Access::blocks : Path::needs_registers ? 3 : 4)
     backward_kernel(const __grid_constant__ Backward call) {
   using T = typename Access::T;
   constexpr int width = Access::width;

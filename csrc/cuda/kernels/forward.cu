@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(max_threads, Access::blocks) forward_kernel(co
           totals.largest_raw = nan_max(totals.largest_raw, q.raw.at[i]);
         }
       });
-      if (call.z.data != nullptr) z.store(row, row_z);
+      if (!Path::latent || call.z.data != nullptr) z.store(row, row_z);
       if (call.kl.data != nullptr) kl.store(row, element_kl);
     }
     if (!Path::has_kl(call.step)) continue;

@@ -40,7 +40,8 @@ LADDER_FN auto with_options(const Step& step, F f) {
 template <class Known, bool p>
 struct HotPath {
   static constexpr bool may_have_p = p;
-  static constexpr bool latent = Known::draw == Draw::latent, softplus = Known::variance == Variance::softplus;
+  static constexpr bool latent = Known::draw == Draw::latent;
+  static constexpr bool needs_registers = latent || Known::variance == Variance::softplus;
   template <class Access>
   using Source = std::conditional_t<latent, typename Access::Columns, typename Access::FloatColumns>;
 
@@ -50,13 +51,13 @@ struct HotPath {
   __device__ static bool has_p(const Step&) { return p; }
 
   template <class F>
-  __device__ static auto with(const Step&, F f) {
+  __device__ __forceinline__ static auto with(const Step&, F f) {
     return f(Known{});
   }
 };
 
 struct AnyPath {
-  static constexpr bool may_have_p = true, latent = true, softplus = false;
+  static constexpr bool may_have_p = true, latent = true, needs_registers = false;
   template <class Access>
   using Source = typename Access::Columns;
 
@@ -66,7 +67,7 @@ struct AnyPath {
   __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
 
   template <class F>
-  __device__ static auto with(const Step& step, F f) {
+  __device__ __forceinline__ static auto with(const Step& step, F f) {
     return with_options(step, f);
   }
 };
@@ -151,14 +152,14 @@ struct Inputs {
   // Noise or the given z; for the mode nothing.
   __device__ Values<T, width> load_source(int row) const {
     if (!Path::has_seed(step)) return Path::has_source(step) ? source.load(row) : Values<T, width>{};
-    const std::uint64_t first = element + static_cast<std::int64_t>(row) * step.grid.columns;
+    const std::uint64_t first = element + math::wide_product(row, step.grid.columns);
     if constexpr (Access::ragged) {
       return philox_neighbours<T>(seed, first);
     } else {
       Values<T, width> values;
 #pragma unroll
       for (int i = 0; i < width; i += 4) {
-        const auto block = philox_block<T>(seed, (first + (i / Access::vector * gap + i % Access::vector)) / 4);
+        const auto block = philox_block<T>(seed, first / 4 + (i / Access::vector * gap + i % Access::vector) / 4);
 #pragma unroll
         for (int k = 0; k < 4; ++k) values.at[i + k] = block.at[k];
       }
