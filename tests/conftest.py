@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo import trace_rules
 
 # Tests are thousands of tiny calls, for which threads only wait for each other; this is for those that start a Python.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,9 +42,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ("torch", "cpp", "triton")
 if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
     BACKENDS += ("cuda",)
-# Which functions make tensors on the default device torch finds out once: now, before `_poison` replaces some.
+# What torch finds out once it finds out now, before `_poison` replaces some of it: which functions make tensors on the
+# default device, and which are torch's own, the only ones that Dynamo traces.
 with DEVICE:
     torch.zeros(())
+trace_rules.get_torch_obj_rule_map()
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +55,8 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised memory reads as NaN, so that an element nobody wrote is seen."""
-    if "fresh_compiler" in request.fixturenames:
-        # Which functions are torch's Dynamo finds out once: before some are replaced, or it traces none of those.
-        torch._dynamo.trace_rules.get_torch_obj_rule_map()
 
     def poisoned(allocate):
         def allocate_poisoned(*args, **kwargs):
