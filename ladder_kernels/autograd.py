@@ -35,9 +35,9 @@ def run(
     if step.draw == "fresh":
         step = step.with_draw(default_draw(backend))
         source = draw_source(q, step.draw, generator)
-    if _is_plain(backend, q, p):
+    if is_plain(backend, q, p):
         return _call(torch_backend, q, p, source, step, only_z)
-    if _is_recorded((q, p)):
+    if is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
     return StepOutputs(*NormalStep.apply(q, p, source, step, backend, only_z))
 
@@ -76,7 +76,7 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
     if not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
             return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
-        if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
+        if torch._C._are_functorch_transforms_active() or any(map(is_batched, grads)):
             functions = torch_backend
     flows = [need and flow for need, flow in zip(needs, step.flows_to(grads), strict=True)]
     found = functions.backward(q, p, source, step, grads, tuple(flows))
@@ -89,12 +89,12 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, p, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(*asked) if is_recorded((q, p, source)) else ops.Asked.of_real(*asked)
     return NormalStep.apply(q, p, source, step, backend, False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = ops.Asked.of(*asked) if _is_recorded((q, source)) else ops.Asked.of_real(*asked)
+    step, backend = ops.Asked.of(*asked) if is_recorded((q, source)) else ops.Asked.of_real(*asked)
     return NormalStep.apply(q, None, source, step, backend, True)[0]
 
 
@@ -108,10 +108,10 @@ def _zeros(like: Tensor, step: Step) -> Tensor:
 
 def _functions(backend: str, *tensors: Tensor | None) -> Any:
     """The backend's `forward`, `backward` and `sample`: its own, or the operators where somebody records the call."""
-    return ops.Operators(backend) if _is_recorded(tensors) else load(backend)
+    return ops.Operators(backend) if is_recorded(tensors) else load(backend)
 
 
-def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
+def is_plain(backend: str, *tensors: Tensor | None) -> bool:
     """Whether the call is the plain formula, with its own autograd: what torch.func and tracers can see into."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
@@ -119,10 +119,10 @@ def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
         # A compiler fuses plain torch; any other backend is an operator to it.
         return backend == "torch" or torch.onnx.is_in_onnx_export()
     # torch.jit.trace writes down ATen calls.
-    return torch._C._is_tracing() or (backend == "torch" and _is_recorded((q, p)))
+    return torch._C._is_tracing() or (backend == "torch" and is_recorded(tensors))
 
 
-def _is_recorded(tensors: Tensors) -> bool:
+def is_recorded(tensors: Tensors) -> bool:
     """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
@@ -132,6 +132,6 @@ def _is_recorded(tensors: Tensors) -> bool:
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 
 
-def _is_batched(grad: Tensor | None) -> bool:
+def is_batched(grad: Tensor | None) -> bool:
     """Whether it is one of several at once: `torch.autograd.grad(..., is_grads_batched=True)`."""
     return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)

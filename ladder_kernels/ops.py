@@ -117,14 +117,14 @@ class Incoming(NamedTuple):
 @torch.library.impl(f"{NAMESPACE}::step", "CompositeExplicitAutograd")
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     step, backend = Asked.of_real(*asked)
-    return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
+    return tuple(or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
 @torch.library.impl(f"{NAMESPACE}::step_backward", "CompositeExplicitAutograd")
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, grads = Incoming.of(rest)
     step, backend = Asked.of_real(*asked)
-    return tuple(_or_empty(grad, q) for grad in load(backend).backward(q, p, source, step, grads, needs))
+    return tuple(or_empty(grad, q) for grad in load(backend).backward(q, p, source, step, grads, needs))
 
 
 @torch.library.impl(f"{NAMESPACE}::sample", "CompositeExplicitAutograd")
@@ -136,20 +136,20 @@ def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
 @torch.library.register_fake(f"{NAMESPACE}::step")
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     step, _ = Asked.of(*asked)
-    return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
+    return tuple(empty(look, q) for look in output_looks(q, p, source, step))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::step_backward")
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, _ = Incoming.of(rest)
     step, _ = Asked.of(*asked)
-    return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
+    return tuple(empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::sample")
 def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     step, _ = Asked.of(*asked)
-    return _empty(output_looks(q, None, source, step)[0], q)
+    return empty(output_looks(q, None, source, step)[0], q)
 
 
 def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
@@ -162,7 +162,7 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
     def call(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
             found = differentiable(*arguments)
-            return tuple(_or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
+            return tuple(or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
@@ -172,9 +172,9 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
+def or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
     return q.new_empty(0) if tensor is None else tensor
 
 
-def _empty(look: Look | None, q: Tensor) -> Tensor:
+def empty(look: Look | None, q: Tensor) -> Tensor:
     return q.new_empty(0) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)

@@ -39,7 +39,9 @@ def features(*spatial, batch=3, channels=6):
 def assert_follows_the_formula(p, q, data, **options):
     """The metrics in `data` are those of the packed parameters p and q at data's z."""
     latent = data["z"].detach()
-    exact = oracle.step(q.double(), p.double(), latent=latent.double(), **{"variance": VarianceMap("stable"), **options})
+    exact = oracle.step(
+        q.double(), p.double(), latent=latent.double(), **{"variance": VarianceMap("stable"), **options}
+    )
     for name in ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "logprob_q"):
         torch.testing.assert_close(data[name].double(), exact[name], rtol=1e-4, atol=1e-4)
 
