@@ -7,12 +7,12 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help demo vae mmse test versions bench peers train lint types audit hostcost wheels plots readme info cuda sanitize fresh dist clean
 
-# The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the package. GCC's C++
-# library is loaded early as well, or the sanitizer misses its exceptions; Python itself leaks by design.
-SANITIZED := out/sanitize/lib
+# The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer. GCC's C++ library is loaded early as
+# well, or the sanitizer misses torch's exceptions; Python itself leaks by design.
+SANITIZED := $(CURDIR)/out/sanitize/ladder_kernels/libladder_kernels_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
-SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python -P
+SANITIZED_PYTHON = LADDER_KERNELS_CPU_LIBRARY=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python
 # The tests that reach these kernels; the interpreted Triton kernels are none of theirs, and processes that talk through
 # gloo, which has once been seen to abort at its end under the sanitizer, reach no other ones.
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,cpp functional gradients layouts extremes arguments variance noise block overrides \
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make needs Python 3.11 or newer (CAREamics does); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel ninja torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
 	LADDER_KERNELS_BUILD_CPU=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --no-build-isolation -e '.[triton,demo,test,bench,dev]'
 	@touch $@
@@ -67,16 +67,14 @@ cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_AR
 	LADDER_KERNELS_BUILD_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" LADDER_KERNELS_BUILD_CPU=1 \
-	  $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED) --build-temp out/sanitize/temp
-	$(SANITIZED_PYTHON) -c 'import torch, ladder_kernels._C as built; assert "$(SANITIZED)" in built.__file__, built.__file__'
-	$(SANITIZED_PYTHON) -m pytest --capture=sys --import-mode=append -p no:cacheprovider -k "not triton and not distributed" \
+	CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" LADDER_KERNELS_BUILD_CPU=1 \
+	  $(BIN)/python setup.py --quiet build_ext --build-lib out/sanitize --build-temp out/sanitize/temp
+	$(SANITIZED_PYTHON) -m pytest --capture=sys -p no:cacheprovider -k "not triton and not distributed" \
 	  $(SANITIZED_TESTS) $(ARGS)
 
-# Another torch than the pinned one, so that the kernels are built against two.
 FRESH := out/fresh
 FRESH_TORCH := torch==2.13.0
-fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty environment
+fresh: $(INSTALLED)  ## the README's installation, from an sdist in an empty environment, beside another torch
 	rm -rf $(FRESH)
 	$(BIN)/python setup.py --quiet sdist --formats=gztar --dist-dir $(FRESH)
 	tar -xzf $(FRESH)/*.tar.gz -C $(FRESH) --strip-components=1
@@ -87,7 +85,7 @@ fresh: $(INSTALLED)  ## the README's native build, from an sdist in an empty env
 	cd $(FRESH) && LADDER_KERNELS_BACKEND=cpp venv/bin/python -P -c \
 	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
 
-dist: $(INSTALLED)  ## out/dist: an sdist, a wheel that compiles nothing and one with CPU kernels, each tried by itself
+dist: $(INSTALLED)  ## out/dist: an sdist, a wheel without kernels and one with the CPU's, each tried by itself
 	$(BIN)/python -m nox -s dist $(ARGS)
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"

@@ -1,9 +1,9 @@
 """`make versions`: the tests beside other versions of Python, PyTorch, Triton and CAREamics than the pinned ones.
 
 `make test` runs everything with the pinned set of constraints.txt. A row of this table is one environment of its own,
-with the CPU kernels built for it, and states which tests it runs. `make versions ARGS=--list` names the rows;
-ARGS="-s 'versions(torch2.14)' -- -k one_graph" runs one, with arguments for pytest; ARGS="-t ci -- --short" a few tests
-of those of CI.
+and states which tests it runs; the CPU kernels are those that `make` has built, the same file in every row. `make
+versions ARGS=--list` names the rows; ARGS="-s 'versions(torch2.14)' -- -k one_graph" runs one, with arguments for
+pytest; ARGS="-t ci -- --short" a few tests of those of CI.
 
 Interpreters are those of the machine, pyenv's included; nox says which it cannot find, and skips them (an error on CI).
 """
@@ -49,6 +49,7 @@ ROWS = {
     "torch2.14": Row("3.11", torch="2.14.1", triton="3.8.0", torchvision="0.29.1", careamics="0.2.0"),
     "python3.12": Row("3.12", torch="2.11.0", triton="3.6.0", torchvision="0.26.0", careamics="0.3.5"),
     "python3.13": Row("3.13", torch="2.14.1", triton="3.9.0", torchvision="0.29.1", careamics="0.3.5"),
+    "torch2.15": Row("3.11", torch="2.15.0", triton="3.9.0", torchvision="0.29.2", careamics="0.3.5"),
 }
 CI = ("torch2.13", "torch2.14")
 
@@ -60,7 +61,7 @@ STEP = [
 MODEL = [
     *("block_upstream", "params", "patch", "other_libraries", "patched_model", "careamics_model"),
     *("next_careamics", "backends", "compile", "export"),
-    *("wrappers", "distributed"),
+    *("wrappers", "distributed", "peers"),
 ]
 # What that torch itself cannot do on a CPU: FSDP2, which sums gradients where it should average them, with upstream's
 # blocks too; ONNX of code that asks whether it is exported; and with 2.6 compiled functions beside Triton 3.3.
@@ -76,11 +77,6 @@ NOT_WITH_TORCH_2_6 = [
     "ops.py::test_opcheck",
     "transforms.py::test_transforms_compiled_or_not_have_the_gradient",
 ]
-# Python 3.10 has no PYTHONSAFEPATH: what these start would import the sources, which are not built for that row.
-NOT_WITH_PYTHON_3_10 = [
-    "cpp.py::test_every_instruction_set_gives_the_same_numbers",
-    "cpp.py::test_an_extension_that_cannot_serve_is_reported_and_replaced",
-]
 # Its wheels have no linker for AMD's GPUs.
 NOT_WITH_TRITON_3_3 = ["triton_compiles.py::test_some_rows_compile_for_the_other_targets[gfx942]"]
 # What CI has the time for.
@@ -93,20 +89,18 @@ SHORT_MODEL = ["params", "patch", "next_careamics"]
     "python,name", [nox.param(ROWS[name].python, name, id=name, tags=["ci"] if name in CI else []) for name in ROWS]
 )
 def versions(session: nox.Session, name: str) -> None:
-    """One row of ROWS: its environment, the package built for it, and the tests that versions concern."""
+    """One row of ROWS: its environment, and the tests that versions concern."""
     row = ROWS[name]
     install(session, row)
-    # The copy that was built, before the one in this folder; in the processes that tests start as well.
-    environment = {"PYTHONPATH": f"{build(session)}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+    environment = {"PYTHONPATH": str(ROOT)}
     session.run("python", "-m", "ladder_kernels.info", env=environment)
     short = "--short" in session.posargs
     names = (SHORT_STEP if short else STEP) + ((SHORT_MODEL if short else MODEL) if row.careamics else [])
     session.run(
-        *("pytest", "-n", "logical", "--dist", "worksteal", "--import-mode=append", "-p", "no:cacheprovider", "-q"),
+        *("pytest", "-n", "logical", "--dist", "worksteal", "-p", "no:cacheprovider", "-q"),
         *(f"tests/test_{name}.py" for name in names),
         *(f"--deselect=tests/test_{test}" for test in NOT_UP_TO_TORCH_2_7 if row.torch.startswith(("2.6.", "2.7."))),
         *(f"--deselect=tests/test_{test}" for test in NOT_WITH_TORCH_2_6 if row.torch.startswith("2.6.")),
-        *(f"--deselect=tests/test_{test}" for test in NOT_WITH_PYTHON_3_10 if row.python == "3.10"),
         *(f"--deselect=tests/test_{test}" for test in NOT_WITH_TRITON_3_3 if row.triton.startswith("3.3.")),
         *(["tests/versions/vae_module.py"] if row.careamics in ("0.1.0", "0.2.0") else []),
         *(argument for argument in session.posargs if argument != "--short"),
@@ -120,7 +114,7 @@ def dist(session: nox.Session) -> None:
     folder = ROOT / "out" / "dist"
     shutil.rmtree(folder, ignore_errors=True)
     pins = ("-c", "constraints.txt")
-    session.install(*pins, "torch", "build", "twine", "setuptools", "wheel", "ninja")
+    session.install(*pins, "torch", "build", "twine", "setuptools", "wheel")
     session.run("python", "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder))
     (sdist,) = folder.glob("*.tar.gz")
     unpacked = Path(session.create_tmp()).resolve() / "sdist"
@@ -141,21 +135,13 @@ def dist(session: nox.Session) -> None:
 def install(session: nox.Session, row: Row) -> None:
     """torch with what it brings, then the pinned set as it is: careamics' own bounds would replace that torch."""
     torches = [f"torch=={row.torch}"] + ([f"torchvision=={row.torchvision}"] if row.torchvision else [])
-    session.install(*torches)
+    # A machine's own constraints, which pip would read from its configuration, are no business of a row's.
+    session.install(*torches, env={"PIP_CONSTRAINT": os.devnull})
     if row.careamics is None:
-        session.install("numpy<2.4", "pytest", "pytest-xdist", "scipy", "setuptools>=77", "ninja")
+        session.install("numpy<2.4", "pytest", "pytest-xdist", "scipy", "setuptools>=77")
     else:
         pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
         # typer, validators: imported by careamics 0.1 alone.
         session.install("--no-deps", *(pin for pin in pinned if not pin.startswith(FREE)), "typer", "validators")
         session.install("--no-deps", f"careamics=={row.careamics}")
     session.install("--no-deps", f"triton=={row.triton}")
-
-
-def build(session: nox.Session) -> Path:
-    """The package with its CPU kernels, outside of the source tree, which has those of the pinned set."""
-    folder = Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder / "lib", ignore_errors=True)
-    command = ("python", "setup.py", "--quiet", "build", "--build-lib", folder / "lib", "--build-temp", folder / "temp")
-    session.run(*map(str, command), env={"LADDER_KERNELS_BUILD_CPU": "1"})
-    return folder / "lib"

@@ -18,20 +18,28 @@ enum class Draw { noise, latent, mode };
 // Which divergence is computed or differentiated.
 enum class KL { none, monte_carlo, analytic };
 
+constexpr double half_log_two_pi = 0.918938533204672742;
+
 // How a raw value r becomes a variance v or a std s.
 enum class Variance {
   stable,    // v = exp(r) up to 0 and 1 + r above, plus the floor
   exp,       // v = exp(r)
   logstd,    // s = exp(r)
   softplus,  // s = log(1 + exp(beta r)) / beta, plus the floor
+  stable_without_floor,  // v of `stable` underflows without a floor; in parts it does not
 };
+
+// The kind that a map's name and floor ask for.
+LADDER_FN Variance with_floor(Variance kind, double floor) {
+  return kind == Variance::stable && floor == 0 ? Variance::stable_without_floor : kind;
+}
 
 // Which parts a std = exp(exponent) * rest has; the other is 0 or 1. Without an exponent the logs of variances are
 // rounded and their difference cancels; with one, stds may leave the range where their ratio does not.
 template <Variance kind>
 constexpr bool has_exponent = kind != Variance::stable;
 template <Variance kind>
-constexpr bool has_rest = kind == Variance::stable || kind == Variance::softplus;
+constexpr bool has_rest = kind != Variance::exp && kind != Variance::logstd;
 
 // f(the kind, as a constant): for code that learns it at run time.
 #if defined(__CUDACC__)
@@ -43,7 +51,8 @@ LADDER_FN auto with_variance(Variance kind, F f) {
     case Variance::stable: return f(std::integral_constant<Variance, Variance::stable>{});
     case Variance::exp: return f(std::integral_constant<Variance, Variance::exp>{});
     case Variance::logstd: return f(std::integral_constant<Variance, Variance::logstd>{});
-    default: return f(std::integral_constant<Variance, Variance::softplus>{});
+    case Variance::softplus: return f(std::integral_constant<Variance, Variance::softplus>{});
+    default: return f(std::integral_constant<Variance, Variance::stable_without_floor>{});
   }
 }
 
@@ -86,9 +95,10 @@ LADDER_FN T clamp(T raw, VarianceMap<T> map) {
   return math::maximum(math::minimum(raw, map.raw_max), map.raw_min);
 }
 
-// log of the std, in the kinds where it is linear.
+// log of the std, where it is linear.
 template <Variance kind, class T>
 LADDER_FN T linear_log_std(T inside) {
+  if constexpr (kind == Variance::stable_without_floor) return T(0.5) * math::minimum(inside, T(0));
   return kind == Variance::exp ? T(0.5) * inside : inside;
 }
 
@@ -136,6 +146,12 @@ LADDER_FN Gaussian<kind, T> gaussian(T mean, T raw, T exponential, VarianceMap<T
     return softplus_gaussian(mean, inside, exponential, map, clamped);
   } else {
     const auto [std, inverse_a, inverse_b] = math::exp_and_inverse(linear_log_std<kind>(inside), exponential);
+    if constexpr (kind == Variance::stable_without_floor) {
+      const T exponent = math::minimum(inside, T(0)), square = T(1) + math::maximum(inside, T(0));
+      const T rest = math::sqrt(square), inverse_rest = math::reciprocal_sqrt(square);
+      const T log_var = exponent + math::positive_log(square), slope = inverse_rest * inverse_rest;
+      return {mean, std * rest, inverse_a, inverse_b * inverse_rest, log_var, slope, clamped, exponent, rest, inverse_rest};
+    }
     constexpr T slope = kind == Variance::exp ? 1 : 2;
     return {mean, std, inverse_a, inverse_b, slope * inside, slope, clamped};
   }
@@ -267,7 +283,7 @@ LADDER_FN StepGradients<T> step_gradients(const Gaussian<kind, T>& q, const Gaus
   } else {
     // z = mean + std eps: eps is a constant, so log q depends on the std alone.
     grads.q_mean += to_z;
-    if constexpr (draw == Draw::noise) to_q_log_var += to_z * (T(0.5) * latent.eps * q.std);
+    if constexpr (draw == Draw::noise) to_q_log_var += T(0.5) * to_z * (latent.eps * q.std);
     to_q_log_var -= half_to_log_q;
   }
   grads.q_raw = to_raw(to_q_log_var, q);

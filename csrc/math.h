@@ -265,10 +265,9 @@ LADDER_FN float excess_over_log(float distance, float root, float rest, float ex
   return distance - 2.0f * log(near_one ? root : rest) - (near_one ? 0.0f : exponent);
 }
 
-// sin and cos of 2 pi u for 0 <= u <= 1. Error at most 8.8e-8.
-LADDER_FN SinCos<float> sincos_turns(float u) {
-  const Rounded quarter = round(4.0f * u);
-  const float r = u - 0.25f * quarter.value, square = r * r;
+// sin and cos of an angle that lies r turns, at most an eighth, from so many quarters.
+LADDER_FN SinCos<float> sincos_from(Rounded quarter, float r) {
+  const float square = r * r;
   const float sin = r * polynomial(square, 6.28318548f, -41.3416634f, 81.5923538f, -75.3935623f);
   const float cos = 1.0f + square * polynomial(square, -19.7392082f, 64.9393234f, -85.4432373f, 59.2292442f);
   const std::uint32_t turns = static_cast<std::uint32_t>(quarter.integer);
@@ -276,6 +275,20 @@ LADDER_FN SinCos<float> sincos_turns(float u) {
   const bool odd = (turns & 1) != 0;
   return {bit_cast<float>(bit_cast<std::uint32_t>(odd ? cos : sin) ^ sin_sign),
           bit_cast<float>(bit_cast<std::uint32_t>(odd ? sin : cos) ^ cos_sign)};
+}
+
+// sin and cos of 2 pi u for 0 <= u <= 1. Error at most 8.8e-8.
+LADDER_FN SinCos<float> sincos_turns(float u) {
+  const Rounded quarter = round(4.0f * u);
+  return sincos_from(quarter, u - 0.25f * quarter.value);
+}
+
+// sin and cos of an angle between 0 and 2 pi. Error at most XXX.
+LADDER_FN SinCos<float> sincos(float angle) {
+  // The first part of pi / 2 has 16 bits, so quarters of it are exact, and so is the difference.
+  const Rounded quarter = round(angle * 0.636619772f);
+  const float rest = angle - quarter.value * 1.57077026f - quarter.value * 2.60631233e-5f;
+  return sincos_from(quarter, rest * 0.159154943f);
 }
 
 #endif

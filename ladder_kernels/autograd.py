@@ -9,15 +9,16 @@ latent are kept for backward: nothing else of the latent's size.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ladder_kernels import ops
 from ladder_kernels.backends import torch as torch_backend
 from ladder_kernels.backends.select import load, serving
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs
-from ladder_kernels.geometry import in_memory_order
-from ladder_kernels.noise import default_draw, draw_source
+from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
+from ladder_kernels.geometry import in_memory_order, latent_shape
+from ladder_kernels.noise import default_draw, draw_source, noise_of_seed
+from ladder_kernels.ops import is_recorded
 
 Tensors = tuple[Any, ...]
 
@@ -36,10 +37,13 @@ def run(
         step = step.with_draw(default_draw(backend))
         source = draw_source(q, step.draw, generator)
     if is_plain(backend, q, p):
+        if step.draw == "seed" and source is not None:
+            source = noise_of_seed(source, latent_shape(q), compute_dtype(q, p), q)
+            step = step.with_draw("noise")
         return _call(torch_backend, q, p, source, step, only_z)
     if is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
-    return StepOutputs(*NormalStep.apply(q, p, source, step, backend, only_z))
+    return StepOutputs(*NormalStep.apply(q, p, source, step, backend, load(backend), only_z))
 
 
 def _call(functions: Any, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, only_z: bool) -> StepOutputs:
@@ -47,26 +51,44 @@ def _call(functions: Any, q: Tensor, p: Tensor | None, source: Tensor | None, st
 
 
 class NormalStep(torch.autograd.Function):
-    """apply(q, p, source, step, backend, only_z) -> the entries of `StepOutputs`."""
+    """apply(q, p, source, step, backend, functions, only_z) -> the entries of `StepOutputs`.
+
+    `functions` are the backend's own, or the operators; of the forward pass, which need not be recorded with the other.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step, backend: str, only_z: bool
+        ctx: Any,
+        q: Tensor,
+        p: Tensor | None,
+        source: Tensor | None,
+        step: Step,
+        backend: str,
+        functions: Any,
+        only_z: bool,
     ) -> Tensors:
         ctx.save_for_backward(q, p, source)
         ctx.step, ctx.backend = step, backend
         ctx.set_materialize_grads(False)
-        outputs = _call(_functions(backend, q, p, source), q, p, source, step, only_z)
-        constant = [outputs.logvar_max]
-        if not (q.requires_grad or (step.draw == "latent" and source is not None and source.requires_grad)):
-            constant += [outputs.z, outputs.logprob_q]  # they know nothing of p
-        ctx.mark_non_differentiable(*[out for out in constant if out is not None])
+        outputs = _call(functions, q, p, source, step, only_z)
+        ctx.mark_non_differentiable(*_constants(outputs, q, p, source, step))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensors:
         found = _gradients(ctx.saved_tensors, ctx.step, ctx.backend, StepGrads(*grads), ctx.needs_input_grad[:3])
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
+
+
+def _constants(outputs: StepOutputs, q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> list[Tensor]:
+    """The outputs that know nothing of what needs a gradient: they have none, as in plain PyTorch."""
+    q_needs, p_needs, z_needs = (x is not None and x.requires_grad for x in (q, p, source))
+    found = [outputs.logvar_max]
+    if not (q_needs or z_needs):
+        found += [outputs.z, outputs.logprob_q]
+    if not (q_needs or p_needs or (z_needs and step.kl == "monte_carlo")):
+        found += [*outputs[1:5], outputs.kl_elementwise]
+    return [out for out in found if out is not None]
 
 
 def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, needs: tuple[bool, bool, bool]) -> Tensors:
@@ -78,8 +100,11 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
             return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
         if torch._C._are_functorch_transforms_active() or any(map(is_batched, grads)):
             functions = torch_backend
-    flows = [need and flow for need, flow in zip(needs, step.flows_to(grads), strict=True)]
-    found = functions.backward(q, p, source, step, grads, tuple(flows))
+    to_q, to_p, to_latent = step.flows_to(grads)
+    flows = (needs[0] and to_q, needs[1] and to_p, needs[2] and to_latent)
+    found = functions.backward(q, p, source, step, grads, flows)
+    if flows == needs:
+        return found
     # Where a gradient is needed and nothing arrives it is zero.
     return tuple(
         _zeros(like, step) if need and not flow else grad
@@ -89,13 +114,13 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
 
 def _step_operator(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> Tensors:
     """The autograd of the operators, which is that of an eager call."""
-    step, backend = ops.Asked.of(*asked) if is_recorded((q, p, source)) else ops.Asked.of_real(*asked)
-    return NormalStep.apply(q, p, source, step, backend, False)
+    step, backend = ops.Asked.of(q, *asked) if is_recorded((q, p, source)) else ops.Asked.of_real(q, *asked)
+    return NormalStep.apply(q, p, source, step, backend, _functions(backend, q, p, source), False)
 
 
 def _sample_operator(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    step, backend = ops.Asked.of(*asked) if is_recorded((q, source)) else ops.Asked.of_real(*asked)
-    return NormalStep.apply(q, None, source, step, backend, True)[0]
+    step, backend = ops.Asked.of(q, *asked) if is_recorded((q, source)) else ops.Asked.of_real(q, *asked)
+    return NormalStep.apply(q, None, source, step, backend, _functions(backend, q, source), True)[0]
 
 
 ops.register_autograd("step", _step_operator)
@@ -103,7 +128,7 @@ ops.register_autograd("sample", _sample_operator)
 
 
 def _zeros(like: Tensor, step: Step) -> Tensor:
-    return in_memory_order(like.new_zeros(like.numel()), like.shape, step.channels_last)
+    return in_memory_order(like.new_zeros((like.numel(),)), like.shape, step.channels_last)
 
 
 def _functions(backend: str, *tensors: Tensor | None) -> Any:
@@ -120,16 +145,6 @@ def is_plain(backend: str, *tensors: Tensor | None) -> bool:
         return backend == "torch" or torch.onnx.is_in_onnx_export()
     # torch.jit.trace writes down ATen calls.
     return torch._C._is_tracing() or (backend == "torch" and is_recorded(tensors))
-
-
-def is_recorded(tensors: Tensors) -> bool:
-    """Whether somebody writes the call down: a compiler, make_fx, fake tensors and other subclasses."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return True
-    return any(type(tensor) not in _PLAIN for tensor in tensors)
-
-
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 
 
 def is_batched(grad: Tensor | None) -> bool:

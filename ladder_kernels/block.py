@@ -17,6 +17,7 @@ from ladder_kernels.params import (
     absent_parameter_pair,
     late_parameter_pair,
     parameter_pair,
+    wide,
 )
 from ladder_kernels.variance import VarianceMap
 
@@ -50,6 +51,13 @@ class NormalStochasticBlock(Stages):
     validate_args
         Raise upstream's ValueError for invalid parameters, at the cost of one host synchronisation per call.
     """
+
+    # Of a patched block its own version of upstream decides.
+    _crops_each_dim = False
+    # What upstream's block does not have; on the class, so that a patched one has them too.
+    allow_oddsizes = False
+    rng: Literal["torch", "philox"] | None = None
+    validate_args = False
 
     def __init__(
         self,
@@ -88,24 +96,17 @@ class NormalStochasticBlock(Stages):
     def set_options(
         self,
         *,
-        allow_oddsizes: bool = False,
+        allow_oddsizes: bool | None = None,
         rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
+        validate_args: bool | None = None,
     ) -> None:
-        """Set the options that upstream's block does not have; the class docstring tells them."""
-        self.check_options(allow_oddsizes=allow_oddsizes, rng=rng, validate_args=validate_args)
-        self.allow_oddsizes, self.rng, self.validate_args = allow_oddsizes, rng, validate_args
+        """Set options that upstream's block does not have; the class docstring tells them. None: it stays as it is.
 
-    @staticmethod
-    def check_options(
-        *,
-        allow_oddsizes: bool = False,
-        rng: Literal["torch", "philox"] | None = None,
-        validate_args: bool = False,
-    ) -> None:
-        """Raise ValueError or TypeError for options that `set_options` would not take."""
-        if rng not in (None, "torch", "philox"):
-            raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
+        Raises ValueError for an unknown `rng`.
+        """
+        check_rng(rng)
+        options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
+        vars(self).update({name: value for name, value in options.items() if value is not None})
 
     def forward(
         self,
@@ -178,7 +179,8 @@ class NormalStochasticBlock(Stages):
     ) -> Tensor:
         """A sample z (B, c_vars, *S) of the q that the features `q_params` (B, c_in, *S) describe."""
         if self._has_overrides():
-            return self._sample(self.process_q_params(q_params, var_clip_max)[2], generator)
+            mean, _, distribution = self.process_q_params(q_params, var_clip_max)
+            return self._sample(distribution, generator).to(mean.get().dtype)
         q = self._packed_q(q_params)
         return normal_sample(q, **self._noise_source(q, generator), variance=self._variance(var_clip_max))
 
@@ -246,7 +248,7 @@ class NormalStochasticBlock(Stages):
             "p_params": self._shown_p(p, call, variance),
             "q_params": None,
             "logprob_q": None,
-            "qvar_max": z.new_zeros(()),
+            "qvar_max": wide(z.new_zeros(())),
         }
 
     def _shown_p(self, p: Tensor, call: Call, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:
@@ -266,9 +268,9 @@ class NormalStochasticBlock(Stages):
     def _packed_q(self, q_params: Tensor, allow_oddsizes: bool = False) -> Tensor:
         """The packed parameters of q (B, 2 * c_vars, *S)."""
         q = self.conv_in_q(q_params)
-        if allow_oddsizes or self.allow_oddsizes or q.shape[-1] % 2 == 0:
+        if allow_oddsizes or self.allow_oddsizes:
             return q
-        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:]))
+        return crop(q, (0,) * (q.dim() - 2), even_spatial(q.shape[2:], self._crops_each_dim))
 
     def _parameter_pair(self, packed: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar]:
         return parameter_pair(packed, self._variance(var_clip_max))
@@ -279,7 +281,7 @@ class NormalStochasticBlock(Stages):
         return make(self._use_naive_exponential, var_clip_max)
 
     def _normal(self, mean: StableMean, logvar: StableLogVar) -> Normal:
-        return Normal(mean.get(), logvar.get_std(), validate_args=self.validate_args)
+        return Normal(wide(mean.get()), wide(wide(logvar).get_std()), validate_args=self.validate_args)
 
     def _source(self, q: Tensor, call: Call) -> dict[str, Any]:
         """The argument of the functional API that says where z of q comes from."""
@@ -318,6 +320,12 @@ class NormalStochasticBlock(Stages):
         """Whether a subclass, or this instance, replaces a stage that `forward` fuses."""
         cls, own = type(self), self.__dict__
         return any(name in own or getattr(cls, name) is not stage for name, stage in _STAGES)
+
+
+def check_rng(rng: Any) -> None:
+    """Raise ValueError for what is no option `rng` of a block."""
+    if rng not in (None, "torch", "philox"):
+        raise ValueError(f'rng must be "torch", "philox" or None, got {rng!r}')
 
 
 def _shown(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:

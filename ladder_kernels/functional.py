@@ -152,7 +152,11 @@ def normal_sample_log_prob(
     mode: bool = False,
     temperature: float | Tensor = 1.0,
 ) -> SampleLogProb:
-    """z, its log-density and the largest log-variance in one pass. Arguments and errors as of `normal_sample_kl`."""
+    """z, its log-density and the largest log-variance in one pass.
+
+    Arguments and errors as of `normal_sample_kl`, which of the same draw gives z bit by bit and log q(z) to rounding:
+    it is another kernel.
+    """
     step, source = _sampling(params, noise, latent, seed, generator, mode, temperature, variance)
     outputs = _run(params, None, source, step, generator)
     return SampleLogProb(outputs.z if latent is None else latent, outputs.logprob_q, outputs.logvar_max)

@@ -80,9 +80,12 @@ def inside_window(spatial: Sequence[int], window: tuple[int, int, int, int], dev
     return inside & (rows >= row) & (rows < row_end)
 
 
-def even_spatial(spatial: Sequence[int]) -> tuple[int, ...]:
-    """The sizes after upstream's odd-size crop: an odd last dim makes the last two dims even. Size 1 is kept."""
-    if spatial[-1] % 2 == 0 or spatial[-1] == 1:
+def even_spatial(spatial: Sequence[int], each: bool) -> tuple[int, ...]:
+    """The sizes after upstream's odd-size crop, which makes the last two dims even. Size 1 is kept.
+
+    `each` of them by itself, or both where the last is odd.
+    """
+    if not each and (spatial[-1] % 2 == 0 or spatial[-1] == 1):
         return tuple(spatial)
     kept, cropped = spatial[:-2], spatial[-2:]
     return (*kept, *(size - size % 2 if size > 1 else size for size in cropped))

@@ -69,7 +69,8 @@ def _default(device_type: str, rng: str | None) -> str:
     draw = noise.DRAWS[rng] if rng else noise.default_draw(name)
     if draw == "seed" and name == "torch":
         return f"{name}, Philox noise, made in plain tensor arithmetic"
-    return f"{name}, {NOISES[draw]}"
+    reason = noise.reason_aten_draws() if (name, draw) == ("cpp", "noise") else None
+    return f"{name}, {NOISES[draw]}" + (f", made by ATen: {reason}" if reason else "")
 
 
 def _environment() -> dict[str, str]:

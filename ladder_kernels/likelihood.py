@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ladder_kernels import ops
-from ladder_kernels.autograd import is_batched, is_plain, is_recorded
+from ladder_kernels.autograd import is_batched, is_plain
 from ladder_kernels.backends.outputs import dense_look
 from ladder_kernels.backends.select import reason_unavailable, serving
 from ladder_kernels.backends.step import DTYPES, compute_dtype
 from ladder_kernels.backends.torch import mixture as torch_backend
 from ladder_kernels.geometry import is_channels_last
+from ladder_kernels.ops import is_recorded
 
 PerChannel: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """A number or tensor of one element for all channels, or as many as there are channels."""
@@ -86,25 +87,24 @@ def mixture_log_likelihood(
 def run(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor) -> Tensor:
     """The log-likelihood, differentiable; `constants` is a table of `CONSTANTS` (6, C)."""
     backend = _backend(serving(signal, x), weight)
-    channels_last = is_channels_last(signal)
     inputs = (x, signal, weight)
     if is_plain(backend, *inputs):
-        return torch_backend.forward(*inputs, constants, channels_last)
+        return torch_backend.forward(*inputs, constants)
     if is_recorded(inputs):
-        return Operators(backend).forward(*inputs, constants, channels_last)
-    return MixtureLikelihood.apply(*inputs, constants, channels_last, backend)
+        return Operators(backend).forward(*inputs, constants)
+    return MixtureLikelihood.apply(*inputs, constants, backend, _module(backend))
 
 
 class MixtureLikelihood(torch.autograd.Function):
-    """apply(x, signal, weight, constants, channels_last, backend) -> the log-likelihood. Keeps its inputs alone."""
+    """apply(x, signal, weight, constants, backend, functions) -> the log-likelihood. Keeps its inputs alone."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, channels_last: bool, backend: str
+        ctx: Any, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, backend: str, functions: Any
     ) -> Tensor:
         ctx.save_for_backward(x, signal, weight, constants)
-        ctx.channels_last, ctx.backend = channels_last, backend
-        return _functions(backend, x, signal, weight).forward(x, signal, weight, constants, channels_last)
+        ctx.backend = backend
+        return functions.forward(x, signal, weight, constants)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -112,20 +112,20 @@ class MixtureLikelihood(torch.autograd.Function):
         functions = _functions(ctx.backend, grad, *inputs)
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
-                return (*_differentiable_backward(grad, *inputs, ctx.channels_last, needs), None, None, None)
+                return (*_differentiable_backward(grad, *inputs, needs), None, None, None)
             if torch._C._are_functorch_transforms_active() or is_batched(grad):
                 functions = torch_backend
-        return (*functions.backward(grad, *inputs, ctx.channels_last, needs), None, None, None)
+        return (*functions.backward(grad, *inputs, needs), None, None, None)
 
 
 def _differentiable_backward(
-    grad: Tensor, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, channels_last: bool, needs: Needs
+    grad: Tensor, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, needs: Needs
 ) -> list[Tensor | None]:
     """By autograd of the plain formula, so that the gradients have gradients themselves."""
     # Fresh aliases, so that x computed from the signal does not count the signal's gradient twice.
-    inputs = [each.view_as(each) for each in (x, signal, weight)]
-    out = torch_backend.forward(inputs[0], inputs[1], inputs[2], constants, channels_last)
+    x, signal, weight = inputs = [each.view_as(each) for each in (x, signal, weight)]
     wanted = [each for each, need in zip(inputs, needs, strict=True) if need]
+    out = torch_backend.forward(x, signal, weight, constants)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needs]
 
@@ -153,54 +153,50 @@ def _backend(serving: str, weight: Tensor) -> str:
     return serving if serving == "triton" and fits else "torch"
 
 
-_INPUTS = "Tensor x, Tensor signal, Tensor weight, Tensor constants, bool channels_last"
+_INPUTS = "Tensor x, Tensor signal, Tensor weight, Tensor constants"
 _NEEDS = "bool needs_x, bool needs_signal, bool needs_weight"
-_OPERATOR, _BACKWARD = f"{ops.NAMESPACE}::mixture", f"{ops.NAMESPACE}::mixture_backward"
-torch.library.define(_OPERATOR, f"({_INPUTS}, str backend) -> Tensor")
+torch.library.define(f"{ops.NAMESPACE}::mixture", f"({_INPUTS}, str backend) -> Tensor")
 torch.library.define(
-    _BACKWARD,
+    f"{ops.NAMESPACE}::mixture_backward",
     f"(Tensor grad, {_INPUTS}, {_NEEDS}, str backend) -> (Tensor grad_x, Tensor grad_signal, Tensor grad_weight)",
 )
 
 
 class Operators:
-    """The functions of a backend, through the operators."""
+    """The functions of a backend, through the operators. What is not needed is an empty tensor there."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
 
-    def forward(self, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, channels_last: bool) -> Tensor:
-        return torch.ops.ladder_kernels.mixture.default(x, signal, weight, constants, channels_last, self._backend)
+    def forward(self, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor) -> Tensor:
+        return torch.ops.ladder_kernels.mixture.default(x, signal, weight, constants, self._backend)
 
-    def backward(self, grad: Tensor, *inputs_and_needs: Any) -> tuple[Tensor | None, ...]:
-        *inputs, needs = inputs_and_needs
-        found = torch.ops.ladder_kernels.mixture_backward.default(grad, *inputs, *needs, self._backend)
+    def backward(
+        self, grad: Tensor, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, needs: Needs
+    ) -> tuple[Tensor | None, ...]:
+        inputs = (grad, x, signal, weight, constants)
+        found = torch.ops.ladder_kernels.mixture_backward.default(*inputs, *needs, self._backend)
         return tuple(each if need else None for each, need in zip(found, needs, strict=True))
 
 
-@torch.library.impl(_OPERATOR, "CompositeExplicitAutograd")
-def _mixture(x: Tensor, *rest: Any) -> Tensor:
-    *inputs, backend = rest
-    return _module(backend).forward(x, *inputs)
+def _mixture(*arguments: Any) -> Tensor:
+    *inputs, backend = arguments
+    return _module(backend).forward(*ops.bare(*inputs))
 
 
-@torch.library.impl(_BACKWARD, "CompositeExplicitAutograd")
-def _mixture_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *inputs, needs_x, needs_signal, needs_weight, backend = rest
-    found = _module(backend).backward(grad, *inputs, (needs_x, needs_signal, needs_weight))
-    return tuple(ops.or_empty(each, grad) for each in found)
+def _mixture_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, needs_x, needs_signal, needs_weight, backend = arguments
+    found = _module(backend).backward(*ops.bare(*inputs), (needs_x, needs_signal, needs_weight))
+    return tuple(ops.or_empty(each, inputs[0]) for each in found)
 
 
-@torch.library.register_fake(_OPERATOR)
-def _fake_mixture(
-    x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, channels_last: bool, backend: str
-) -> Tensor:
-    return ops.empty(dense_look(x.shape, compute_dtype(x, signal), channels_last), x)
+def _fake_mixture(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, backend: str) -> Tensor:
+    return ops.empty(dense_look(x.shape, compute_dtype(x, signal), is_channels_last(signal)), x)
 
 
-@torch.library.register_fake(_BACKWARD)
 def _fake_mixture_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    x, signal, weight, _, channels_last, *needs, _ = rest
+    x, signal, weight, _, *needs, _ = rest
+    channels_last = is_channels_last(signal)
     looks = (
         dense_look(x.shape, x.dtype, channels_last),
         dense_look(signal.shape, signal.dtype, channels_last),
@@ -209,7 +205,14 @@ def _fake_mixture_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(ops.empty(look if need else None, grad) for look, need in zip(looks, needs, strict=True))
 
 
-ops.register_autograd("mixture", MixtureLikelihood.apply)
+def _mixture_operator(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, backend: str) -> Tensor:
+    """The autograd of the operator, which is that of an eager call."""
+    return MixtureLikelihood.apply(x, signal, weight, constants, backend, _functions(backend, x, signal, weight))
+
+
+ops.register("mixture", _mixture, _fake_mixture)
+ops.register("mixture_backward", _mixture_backward, _fake_mixture_backward)
+ops.register_autograd("mixture", _mixture_operator)
 
 
 def _check(x: Tensor, signal: Tensor, weight: Tensor) -> None:

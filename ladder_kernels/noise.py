@@ -7,14 +7,19 @@ Element i of a latent, in memory order, takes lane i % 4 of the block with key =
 depends on the seed alone: not on the backend, the block size or the launch.
 """
 
+import ctypes
+import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ladder_kernels.backends import select
 from ladder_kernels.backends.step import DTYPES, compute_dtype
-from ladder_kernels.geometry import latent_shape
+from ladder_kernels.geometry import in_memory_order, is_channels_last, latent_shape
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -56,16 +61,31 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 def draw_noise(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Standard normal noise from torch's generator: the very numbers `Normal.rsample` draws, compiled or not.
+    """Standard normal noise from torch's generator: the numbers `Normal.rsample` draws, compiled or not.
 
-    A `generator` draws where it lives: one of the CPU gives the same numbers on every device.
+    On a CPU csrc makes them where it can (`reason_aten_draws`): the same to 1e-6, and the same state is left. A `generator`
+    draws where it lives: one of the CPU gives the same numbers on every device.
     """
     if generator is not None:
-        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+        return _randn(shape, dtype, generator.device, generator).to(device)
     if _is_compiled():
         where = torch.zeros((0,), device=device)
         return torch.ops.ladder_kernels.draw_noise.default(where, shape, DTYPES.index(dtype))
-    return torch.randn(shape, dtype=dtype, device=device)
+    return _randn(shape, dtype, device)
+
+
+def noise_of_seed(seed: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Philox noise of a latent's shape (B, C, *S), in the memory order of `like`, packed parameters or half of them.
+
+    In an exported program too, whose tensors need not look like those that were traced.
+    """
+    if not is_exporting() or torch.onnx.is_in_onnx_export() or torch._C._are_functorch_transforms_active():
+        return _noise_of_seed(seed, like, shape, DTYPES.index(dtype))
+    return torch.ops.ladder_kernels.noise_of_seed.default(seed, like.detach(), shape, DTYPES.index(dtype))
+
+
+# torch 2.6 has none: there an exported program has the example's order.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _is_compiled() -> bool:
@@ -77,6 +97,82 @@ def _is_compiled() -> bool:
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     return torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
+
+
+# ---- torch.randn on a CPU, made by csrc: ATen takes one word after another of its twister, each by a call.
+
+_FEWEST = 4096  # for fewer numbers, getting and setting the state takes longer than ATen
+_STATE_SIZE = 5056  # bytes
+
+# Getting a generator's state, drawing and setting it: one step to whoever draws here.
+_drawing = threading.Lock()
+
+
+def _randn(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """torch.randn, made by csrc where that can and is faster, whatever backend serves: one seed, the same bits."""
+    if device.type == "cpu" and dtype == torch.float32 and not _is_watched():
+        if math.prod(shape) >= _FEWEST and reason_aten_draws() is None:
+            out = torch.empty(shape, dtype=dtype, device=device)
+            if _fill(out, torch.default_generator if generator is None else generator):
+                return out
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def _is_watched() -> bool:
+    """Whether torch.randn itself is to be seen: by a compiler, a tracer, fake tensors, torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _fill(out: Tensor, generator: torch.Generator) -> bool:
+    """Whether `out` is drawn and the generator moved on. Not if a thread has drawn from it by ATen in the meantime.
+
+    Such a thread knows nothing of our lock, and ATen's cannot be had from here. It goes unseen between the last look at
+    the state and its setting, a microsecond later; then its numbers are drawn a second time.
+    """
+    cpp: Any = select.load("cpp")
+    with _drawing:
+        state = generator.get_state()
+        before = _bytes(state)
+        if not cpp.fill_normal(out, state) or _bytes(generator.get_state()) != before:
+            return False
+        generator.set_state(state)
+        return True
+
+
+def _bytes(state: Tensor) -> bytes:
+    return ctypes.string_at(state.data_ptr(), state.numel())
+
+
+@functools.cache
+def reason_aten_draws() -> str | None:
+    """Why a CPU's noise is made by ATen in this process and not by csrc, or None.
+
+    Both draw from the same state, at counts around a group of Box-Muller (16) and a block of the twister (624).
+    """
+    if select.default("cpu") != "cpp":
+        return "the backend cpp does not serve"
+    ours, atens = (torch.Generator("cpu").manual_seed(20260822) for _ in range(2))
+    size = ours.get_state().numel()
+    if size != _STATE_SIZE:
+        return f"a generator's state has {size} bytes, not {_STATE_SIZE}"
+    for generator in (ours, atens):
+        torch.randn(3, dtype=torch.float32, device="cpu", generator=generator)  # keeps a fourth in the state
+    for count in (16, 17, 31, 32, 560, 623, 624, 625, 640, 1264):
+        out = torch.empty(count, dtype=torch.float32, device="cpu")
+        filled = _fill(out, ours)
+        difference = out - torch.randn(count, dtype=torch.float32, device="cpu", generator=atens)
+        if not filled or not (difference.abs() <= 1e-6).all():
+            return f"{count} numbers made by csrc are not those of torch.randn"
+        if not torch.equal(ours.get_state(), atens.get_state()):
+            return f"after {count} numbers csrc leaves another state than torch.randn"
+    return None
 
 
 def _define(name: str, schema: str, draw: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -100,9 +196,19 @@ _define(
     # The dtype by number: a package of AOTInductor writes those by one numbering and reads them by another, so that
     # float32 comes back as float64 (torch 2.11).
     "(Tensor where, SymInt[] shape, int dtype) -> Tensor",
-    lambda where, shape, dtype: torch.randn(shape, dtype=DTYPES[dtype], device=where.device),
+    lambda where, shape, dtype: _randn(shape, DTYPES[dtype], where.device),
     lambda where, shape, dtype: where.new_empty(shape, dtype=DTYPES[dtype]),
 )
+
+
+def _noise_of_seed(seed: Tensor, like: Tensor, shape: Sequence[int], dtype: int) -> Tensor:
+    flat = philox_normal(seed, math.prod(shape), DTYPES[dtype])
+    return in_memory_order(flat, shape, is_channels_last(like))
+
+
+torch.library.define("ladder_kernels::noise_of_seed", "(Tensor seed, Tensor like, SymInt[] shape, int dtype) -> Tensor")
+torch.library.impl("ladder_kernels::noise_of_seed", "CompositeExplicitAutograd", _noise_of_seed)
+torch.library.register_fake("ladder_kernels::noise_of_seed", _noise_of_seed)
 
 
 def philox4x32(

@@ -20,7 +20,7 @@ from ladder_kernels.geometry import (
     windowed,
 )
 from ladder_kernels.noise import DRAWS, default_draw, draw_noise, draw_seed, philox_normal
-from ladder_kernels.params import StableLogVar, StableMean
+from ladder_kernels.params import StableLogVar, StableMean, wide
 
 KL_KEYS = ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "kl_channelwise")
 STAGES = ("get_z", "process_p_params", "process_q_params", "compute_kl_metrics")
@@ -70,7 +70,7 @@ class Stages(nn.Module):
         if forced_latent is not None:
             return forced_latent
         if mode_pred and use_uncond_mode:
-            return sampling_distrib.mean
+            return sampling_distrib.mean.clone()  # z must not be a view of the parameters
         return self._sample(sampling_distrib)
 
     def process_p_params(self, p_params: Tensor, var_clip_max: float | None) -> tuple[StableMean, StableLogVar, Normal]:
@@ -104,8 +104,9 @@ class Stages(nn.Module):
         if mode_pred:
             return dict.fromkeys(KL_KEYS)
         if analytical_kl:
-            kl = kl_divergence(q, p)
+            kl = wide(kl_divergence(q, p))
         else:
+            z = wide(z)
             kl = self._normal(*q_params).log_prob(z) - self._normal(*p_params).log_prob(z)
         samplewise = restricted = kl.flatten(1).sum(1)
         window = restricted_window(kl.shape[2:], self._vanilla_latent_hw)
@@ -127,9 +128,11 @@ class Stages(nn.Module):
                 p_mean = StableMean(crop_to_q(p_mean.get(), q.mean))
                 p_logvar.centercrop_to_size(q.mean.shape[2:])
                 p = self._normal(p_mean, p_logvar)
-        z = self.get_z(p if q is None else q, call.forced_latent, call.mode_pred, call.use_uncond_mode)
+        # The KL is that of the z drawn, before it is rounded to half precision, as it is where it is fused.
+        drawn = self.get_z(p if q is None else q, call.forced_latent, call.mode_pred, call.use_uncond_mode)
+        z = drawn if call.forced_latent is not None else drawn.to((p_mean if q_pair is None else q_pair[0]).get().dtype)
         if call.force_constant_output:
-            z = copy_first(z)
+            drawn = z = copy_first(z)
             packed = copy_first(torch.cat([p_mean.get(), p_logvar._lv], 1))
             p_mean, p_logvar = self._parameter_pair(packed, call.var_clip_max)
             p = self._normal(p_mean, p_logvar)
@@ -137,11 +140,11 @@ class Stages(nn.Module):
         data: dict[str, Any] = dict.fromkeys(KL_KEYS)
         if q is not None and q_pair is not None:
             p_pair = (p_mean, p_logvar)
-            data |= self.compute_kl_metrics(p, p_pair, q, q_pair, call.mode_pred, call.analytical_kl, z)
+            data |= self.compute_kl_metrics(p, p_pair, q, q_pair, call.mode_pred, call.analytical_kl, drawn)
         data["z"] = z
         data["p_params"], data["q_params"] = (p_mean, p_logvar), q_pair
-        data["logprob_q"] = None if q is None else q.log_prob(z).flatten(1).sum(1)
-        data["qvar_max"] = z.new_zeros(()) if q_pair is None else q_pair[1].get().detach().max()
+        data["logprob_q"] = None if q is None else q.log_prob(wide(drawn)).flatten(1).sum(1)
+        data["qvar_max"] = wide(z.new_zeros(()) if q_pair is None else wide(q_pair[1]).get().detach().max())
         return self.conv_out(z), data
 
     def _sample(self, distribution: Normal, generator: torch.Generator | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.backends.torch.formulas import Gaussian, clamp, gaussian
 from ladder_kernels.geometry import center_crop
 from ladder_kernels.variance import VarianceMap
@@ -99,6 +100,10 @@ class StableLogVar(_Parameter):
     def _lv(self) -> Tensor:
         return clamp(self._tensor, self._variance)[0]
 
+    def to(self, dtype: torch.dtype) -> "StableLogVar":
+        """The same, mapped from the raw parameter in that dtype."""
+        return StableLogVar(self._tensor.to(dtype), variance=self._variance)
+
     def _gaussian(self) -> Gaussian:
         return gaussian(self._tensor, self._tensor, self._variance)
 
@@ -113,6 +118,14 @@ class StableLogVar(_Parameter):
     def get_std(self) -> Tensor:
         """The standard deviation."""
         return self._gaussian().std
+
+
+def wide(value: Any) -> Any:
+    """A tensor or a log-variance in the dtype that the step is computed in: float32 for half precision."""
+    if isinstance(value, StableLogVar):
+        return value.to(compute_dtype(value._tensor))
+    # Of an override the parameter may be another class's.
+    return value.to(compute_dtype(value)) if isinstance(value, Tensor) else value
 
 
 def parameter_pair(packed: Tensor, variance: VarianceMap) -> tuple[StableMean, StableLogVar]:

@@ -5,16 +5,18 @@ hooks and place in the model stay, so an optimizer or a checkpoint never notices
 """
 
 import copyreg
+import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
-from ladder_kernels.block import NormalStochasticBlock
+from ladder_kernels.block import NormalStochasticBlock, check_rng
 from ladder_kernels.overrides import STAGES
+from ladder_kernels.predict import SharedBottomUp, draws_samples
 
 UPSTREAM_NAME = "NormalStochasticBlock"
 _ATTRIBUTES = (
@@ -59,17 +61,16 @@ _OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
 ]
 
 
-class _Names(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PatchReport:
+    """What `patch_model` did. Printed, it also says with which backend, noise and versions: what a bug report needs."""
+
     patched: list[str]
+    """Names of the blocks that now run fused."""
     skipped: dict[str, str]
-
-
-class PatchReport(_Names):
-    """Names of modules: those that now run fused, and those that look like the block but were left, with the reason.
-
-    Printed, it also says with which backend, noise and versions: what a bug report needs.
-    """
-
+    """Names of those that look like the block but were left, with the reason."""
+    predictors: list[str]
+    """Names of Lightning modules whose predictions of one input now share the bottom-up pass."""
     rng: str | None = None
     """The option that `patch_model` was given."""
 
@@ -79,81 +80,98 @@ class PatchReport(_Names):
         lines = [f"{len(self.patched)} stochastic blocks run fused"]
         lines += [f"  {name}" for name in self.patched]
         lines += [f"  {name}: left as it is, {reason}" for name, reason in self.skipped.items()]
+        lines += [f"predictions of {name or 'the model'} share one bottom-up pass" for name in self.predictors]
         lines += [f"{tensors}: {serves}" for tensors, serves in info.defaults(self.rng).items()]
         lines.append(", ".join(f"{name} {version}" for name, version in info.versions().items() if version))
         return "\n".join(lines)
 
 
-def patch_model(model: nn.Module, **block_options: Any) -> PatchReport:
+def patch_model(
+    model: nn.Module,
+    *,
+    allow_oddsizes: bool | None = None,
+    rng: Literal["torch", "philox"] | None = None,
+    validate_args: bool | None = None,
+) -> PatchReport:
     """Let every `NormalStochasticBlock` of CAREamics in `model` (or `model` itself) run fused.
 
-    `block_options` are those of `NormalStochasticBlock.set_options`: `allow_oddsizes`, `rng`, `validate_args`.
-    Calling it again sets the options anew. Other instances of the model's class are not touched, nor are blocks of
-    ours that were there before. A patched block is still an instance of its own class. Raises ValueError or TypeError
-    for a wrong option, before anything is changed.
+    The options are those of `NormalStochasticBlock`; None is the block's default, or what an earlier call has set.
+    A Lightning module of CAREamics that draws `n_samples` predictions of an input (the version after 0.3) then draws
+    them from one bottom-up pass. Other instances of the model's class are not touched, nor are blocks of ours that were
+    there before. What is patched is still an instance of its own class. Raises ValueError for a wrong option, before
+    anything is changed.
     """
-    NormalStochasticBlock.check_options(**block_options)
-    patched, skipped = [], {}
+    check_rng(rng)
+    options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
+    patched, skipped, predictors = [], {}, []
     for name, module in model.named_modules():
-        if _is_patched(module):
-            module.set_options(**block_options)
+        if draws_samples(module):
+            if not _is_patched(module):
+                original: Any = type(module)
+                module.__class__ = _fused(original, SharedBottomUp)
+            predictors.append(name)
+        elif _is_patched(module):
+            module.set_options(**options)
             patched.append(name)
         elif _does_the_job(module):
             reason = _reason_to_skip(module)
             if reason is None:
-                _patch(module, block_options)
+                _patch(module, options)
                 patched.append(name)
             else:
                 skipped[name] = reason
-    report = PatchReport(patched, skipped)
-    report.rng = block_options.get("rng")
-    return report
+    return PatchReport(patched, skipped, predictors, rng)
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
-    """Give every patched block its own class back; returns the names of the modules.
+    """Give every patched module its own class back; returns the names of the modules.
 
-    Raises RuntimeError, before anything is changed, if a block was wrapped after it was patched.
+    Raises RuntimeError, before anything is changed, if one was wrapped after it was patched.
     """
     patched = {name: module for name, module in model.named_modules() if _is_patched(module)}
     for name, module in patched.items():
-        if type(module) is not _fused(_original(module)):
+        if type(module) is not _fused(_original(module), _ours(module)):
             changed = f"{name!r} became a {type(module).__name__} after patch_model"
             raise RuntimeError(f"{changed}: unpatch_model can only come before what did that, as fully_shard does")
         if "forward" in vars(module):
             raise RuntimeError(f"the forward of {name!r} was replaced after patch_model: undo that, then unpatch")
     for module in patched.values():
+        if isinstance(module, NormalStochasticBlock):
+            for option in _OPTIONS:
+                vars(module).pop(option, None)
         module.__class__ = _original(module)
-        for option in _OPTIONS:
-            delattr(module, option)
     return list(patched)
 
 
-def _patch(module: Any, block_options: dict[str, Any]) -> None:
+def _patch(module: Any, options: dict[str, Any]) -> None:
     original: type = type(module)
-    module.__class__ = _fused(original)
-    module.set_options(**block_options)
+    module.__class__ = _fused(original, NormalStochasticBlock)
+    module.set_options(**options)
     if module._vanilla_latent_hw is not None:
         # CAREamics leaves a numpy integer, which torch.compile would take for an array.
         module._vanilla_latent_hw = int(module._vanilla_latent_hw)
 
 
 @functools.cache
-def _fused(original: type) -> type:
+def _fused(original: Any, ours: type) -> type:
     """The class of patched instances of `original`: our methods, while `isinstance` still finds the original."""
-    fused = type(original.__name__, (NormalStochasticBlock, original), {_ORIGINAL_CLASS: original})
+    own = {_ORIGINAL_CLASS: original}
+    if ours is NormalStochasticBlock:
+        # With the argument, CAREamics until 0.3, an odd width makes height and width even; without, each is by itself.
+        own["_crops_each_dim"] = "allow_oddsizes" not in _named_parameters(original.process_q_params)
+    fused = type(original.__name__, (ours, original), own)
     copyreg.pickle(fused, _reduce)
     return fused
 
 
-def _reduce(block: Any) -> tuple[Any, ...]:
+def _reduce(module: Any) -> tuple[Any, ...]:
     """What pickle does to any object, but it looks a class up by its name, and there it would not find this one."""
-    _, _, *state = block.__reduce_ex__(2)
-    return _new_fused, (_original(block),), *state
+    _, _, *state = module.__reduce_ex__(2)
+    return _new_fused, (_original(module), _ours(module)), *state
 
 
-def _new_fused(original: type) -> Any:
-    return object.__new__(_fused(original))
+def _new_fused(original: type, ours: type) -> Any:
+    return object.__new__(_fused(original, ours))
 
 
 def _is_patched(module: nn.Module) -> bool:
@@ -162,6 +180,10 @@ def _is_patched(module: nn.Module) -> bool:
 
 def _original(module: nn.Module) -> type:
     return getattr(type(module), _ORIGINAL_CLASS)
+
+
+def _ours(module: nn.Module) -> type:
+    return SharedBottomUp if isinstance(module, SharedBottomUp) else NormalStochasticBlock
 
 
 def _does_the_job(module: nn.Module) -> bool:

@@ -33,6 +33,7 @@ def predict_mmse(
     batch: int | None = None,
     output: Callable[[Any], Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean (the MMSE estimate) and standard deviation of `samples` predictions of `x`, one of each for every image.
 
@@ -63,6 +64,9 @@ def predict_mmse(
         instance `lambda out: out.chunk(2, 1)[0]` where the second half is a log-variance. By default as it is.
     progress
         Called after every batch with the number of predictions done and `samples`.
+    generator
+        What noise is drawn from, of the model's device: torch's default generator has its state meanwhile, for all
+        threads.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def predict_mmse(
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     moments, (ladder, compiled, reason) = Moments(), _find_ladder(model)
-    with torch.no_grad(), _evaluation(model if ladder is None else ladder):
+    with torch.no_grad(), _evaluation(model if ladder is None else ladder), _drawing_from(generator):
         once = None if ladder is None else _BottomUpOnce(ladder, compiled)
         for prediction in _predictions(model, once, x, samples, batch or default_batch(x)):
             if moments.count == 0 and (once is None or not once.shares):
@@ -90,6 +94,23 @@ def predict_mmse(
             if progress is not None:
                 progress(moments.count, samples)
     return moments.mean, moments.std()
+
+
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """torch's default generator in the state of this one, which then goes on from there: models ask for no other."""
+    if generator is None:
+        yield
+        return
+    device = generator.device
+    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
 
 
 def default_batch(x: Tensor) -> int:
@@ -140,7 +161,7 @@ def _predictions(
 
 
 class _BottomUpOnce:
-    """A ladder's own forward for one input, whose bottom-up pass runs at the first call and serves all others.
+    """A ladder's own forward, whose bottom-up pass runs at the first call of an input and serves all that follow.
 
     Not the two passes one after the other: what a forward does before, between and after them (squishing, cropping, the
     output layer, a subclass's own work) is done as there. The forward belongs to a stand-in, another object with the
@@ -149,28 +170,27 @@ class _BottomUpOnce:
     """
 
     def __init__(self, ladder: nn.Module, compiled: bool) -> None:
-        stand_in: Any = object.__new__(type(ladder))
-        own = {name: _rebound(value, ladder, stand_in) for name, value in vars(ladder).items()}
-        passes = [own.get(name) or MethodType(getattr(type(ladder), name), stand_in) for name in _PASSES]
+        self.ladder = stand_in = _copy(ladder)
+        passes = [getattr(stand_in, name) for name in _PASSES]
         self._bottomup_pass, self._topdown_pass = passes
         if compiled:
             self._topdown_pass = torch.compile(self._topdown_pass)
         me = weakref.proxy(self)  # no cycle, in which the features would outlive the call
-        vars(stand_in).update(own)
         vars(stand_in).update(
             mode_pred=True,
             bottomup_pass=MethodType(_BottomUpOnce._bottom_up, me),
             topdown_pass=MethodType(_BottomUpOnce._top_down, me),
             _compiled_call_impl=None,
         )
-        self._stand_in = stand_in
+        self._squishes = vars(stand_in).get("_squish3d")
+        self._input: Tensor | None = None
         self._features: list[Tensor] = []  # what the forward hands to the top-down pass, for one sample
         self._count = 1
 
     def __call__(self, x: Tensor, count: int) -> tuple[Any, int]:
         """`count` predictions of `x`, samples outermost, or one where the forward does not use the passes; how many."""
         self._count = count
-        prediction = self._stand_in(x)
+        prediction = self.ladder(x)
         return prediction, count if self.shares else 1
 
     @property
@@ -179,14 +199,25 @@ class _BottomUpOnce:
         return bool(self._features)
 
     def _bottom_up(self, x: Tensor) -> list[Tensor]:
-        return list(self._features) if self.shares else self._bottomup_pass(x)
+        if x is self._input:
+            return list(self._features)
+        self._input, self._features = x, []
+        vars(self.ladder)["_squish3d"] = self._squishes
+        return self._bottomup_pass(x)
 
     def _top_down(self, features: list[Tensor], *args: Any, **kwargs: Any) -> Any:
         if not self.shares:
             self._features = [_fast_layout(each) for each in features]
-            vars(self._stand_in)["_squish3d"] = False  # they are squished
+            vars(self.ladder)["_squish3d"] = False  # they are squished
         repeated = [torch.cat([each] * self._count) for each in self._features]
         return self._topdown_pass(repeated, *args, **kwargs)
+
+
+def _copy(module: nn.Module) -> Any:
+    """Another module with this one's class, modules, weights and hooks."""
+    copied = object.__new__(type(module))
+    vars(copied).update({name: _rebound(value, module, copied) for name, value in vars(module).items()})
+    return copied
 
 
 def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
@@ -222,6 +253,29 @@ def _find_ladder(model: nn.Module) -> tuple[nn.Module | None, bool, str]:
     path = name.split(".") if name else []
     way = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
     return ladder, "_orig_mod" in path or any(each._compiled_call_impl is not None for each in way), ""
+
+
+def draws_samples(module: nn.Module) -> bool:
+    """Whether it is a Lightning module of CAREamics whose `predict_step` draws `n_samples` predictions."""
+    steps = all(callable(getattr(type(module), name, None)) for name in ("predict_step", "predict_sample"))
+    return steps and "n_samples" in vars(module) and _find_ladder(module._modules.get("model") or module)[0] is not None
+
+
+class SharedBottomUp(nn.Module):
+    """Mixed into a Lightning module of CAREamics that draws `n_samples` predictions of one input in a `predict_step`.
+
+    The step is upstream's, on a stand-in of the module whose `model` runs the bottom-up pass once. The samples come one
+    by one, as upstream asks for them.
+    """
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's, with one bottom-up pass."""
+        ladder, compiled, _ = _find_ladder(self.model)  # type: ignore[arg-type]
+        stand_in, step = self, None if ladder is None else _BottomUpOnce(ladder, compiled)
+        if step is not None:
+            stand_in = _copy(self)
+            vars(stand_in)["_modules"] = self._modules | {"model": step.ladder}
+        return super(SharedBottomUp, stand_in).predict_step(*args, **kwargs)  # type: ignore[misc]
 
 
 # How many predictions run a module now, and what its own mode is.

@@ -15,6 +15,8 @@ import torch
 FLOORS: dict[str, float | None] = {"stable": 1e-6, "exp": None, "logstd": None, "softplus": 0.0}
 """The kinds, and the floor that each has if none is given; None: it has no floor."""
 KINDS = tuple(FLOORS)
+# A floor is there so that nothing underflows: one that is no normal float32 does not serve.
+_SMALLEST_FLOOR = torch.finfo(torch.float32).tiny
 # Python's and a compiler's symbolic ones.
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
@@ -49,13 +51,15 @@ class VarianceMap:
     kind: str
     _: dataclasses.KW_ONLY
     raw_min: float | None = None
-    """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0. NaN stays NaN."""
+    """Lower clamp of r, applied first; None: no clamp. Below it the gradient is 0, at it and above it passes: at its
+    bound torch.clamp's passes up to torch 2.13, and is 0 from 2.14 on. NaN stays NaN."""
     raw_max: float | None = None
-    """Upper clamp of r. Above it the gradient is 0."""
+    """Upper clamp of r. Above it the gradient is 0, at it and below it passes."""
     beta: float = 1.0
     """Of "softplus": how sharply it bends. Positive."""
     floor: float = None  # type: ignore[assignment]  # always a number once the map is there
-    """Added to v in "stable" (1e-6 by default, CAREamics' `var_eps`), to s in "softplus" (0); None: the default."""
+    """Added to v in "stable" (1e-6 by default, CAREamics' `var_eps`), to s in "softplus" (0); None: the default. 0, or
+    a normal float32."""
 
     def __post_init__(self) -> None:
         if self.kind not in FLOORS:
@@ -71,8 +75,8 @@ class VarianceMap:
             raise ValueError(f"the variance map {self.kind!r} has no floor, got {self.floor}")
         if self.kind != "softplus" and self.beta != 1.0:
             raise ValueError(f"the variance map {self.kind!r} has no beta, got {self.beta}")
-        if not 0.0 <= self.floor < math.inf:
-            raise ValueError(f"the floor must be finite and not negative, got {self.floor}")
+        if self.floor != 0.0 and not _SMALLEST_FLOOR <= self.floor < math.inf:
+            raise ValueError(f"the floor must be 0, or finite and at least {_SMALLEST_FLOOR:.2g}, got {self.floor}")
         if not 0.0 < self.beta < math.inf:
             raise ValueError(f"beta must be finite and positive, got {self.beta}")
         if self.raw_min is not None and self.raw_max is not None and self.raw_min > self.raw_max:

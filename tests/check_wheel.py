@@ -20,8 +20,10 @@ def check_content(wheel: Path, backend: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     compiled = [name for name in names if name.endswith((".so", ".pyd", ".dylib"))]
-    assert len(compiled) == (backend == "cpp"), compiled
-    assert wheel.name.endswith("-none-any.whl") == (backend == "torch"), wheel.name
+    assert compiled == ["ladder_kernels/libladder_kernels_cpu.so"] * (backend == "cpp"), compiled
+    # For every Python, and with kernels for one platform.
+    assert "-py3-none-" in wheel.name, wheel.name
+    assert wheel.name.endswith("-any.whl") == (backend == "torch"), wheel.name
     others = {name.partition("/")[0] for name in names} - {"ladder_kernels"}
     assert len(others) == 1, others
     assert others.pop().endswith(".dist-info")

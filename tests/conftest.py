@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from ladder_kernels import use_backend
+from ladder_kernels.backends import native
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.
 BACKENDS = ("torch", "cpp", "triton")
-if DEVICE.type == "cuda" and importlib.util.find_spec("ladder_kernels._CUDA") is not None:
+if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
     BACKENDS += ("cuda",)
 # Which functions make tensors on the default device torch finds out once: now, before `_poison` replaces some.
 with DEVICE:

@@ -11,6 +11,7 @@ from tests.pairwise import Factors, Row, covering_rows
 MAPS: dict[str, VarianceMap] = {
     **{kind: VarianceMap(kind) for kind in KINDS},
     "stable, floor": VarianceMap("stable", floor=0.3),
+    "stable, no floor": VarianceMap("stable", floor=0.0),
     "softplus, beta": VarianceMap("softplus", beta=math.log(2)),
     "softplus, beta and floor": VarianceMap("softplus", beta=2.5, floor=0.1),
 }

@@ -73,6 +73,35 @@ def test_the_automatic_choice_falls_back_and_says_so_once(reason, request, caplo
     assert "broken" in caplog.text or "too blue" in caplog.text
 
 
+@pytest.mark.parametrize("asked", ["eager", "compiled", "info"])
+def test_what_is_there_but_broken_is_warned_of_once(asked, monkeypatch):
+    def unavailable():
+        raise OSError("built for another version; to rebuild it, run: pip install")
+
+    monkeypatch.setitem(sys.modules, "ladder_kernels.backends.cpp", SimpleNamespace(unavailable=unavailable))
+    pretend(monkeypatch, functools.cache(select._find.__wrapped__))
+    ask = {
+        "eager": lambda: served(),
+        "compiled": lambda: select.default("cpu"),
+        "info": lambda: select.reason_unavailable("cpp"),
+    }[asked]
+    with pytest.warns(UserWarning, match="backend 'cpp' of ladder_kernels is there but broken.*run: pip") as warned:
+        asked_twice = [ask() for _ in range(2)]
+    assert len(asked_twice) == 2
+    assert served() == "torch"
+    assert len(warned) == 1
+    with pytest.raises(select.BackendUnavailableError, match="another version"), ladder_kernels.use_backend("cpp"):
+        pass
+
+
+def test_what_was_never_built_is_no_warning(recwarn, monkeypatch):
+    stand_in = SimpleNamespace(unavailable=lambda: "not built")
+    monkeypatch.setitem(sys.modules, "ladder_kernels.backends.cpp", stand_in)
+    pretend(monkeypatch, functools.cache(select._find.__wrapped__))
+    assert served() == "torch"
+    assert not recwarn.list
+
+
 def served() -> str:
     q = torch.zeros(1, 2, 3)
     return select.serving(q)

@@ -1,6 +1,7 @@
 """torch.compile: one graph, whose numbers, gradients and draws are those of the eager call."""
 
 import contextlib
+import functools
 import threading
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 import torch._dynamo.testing
 from careamics.models.lvae.lvae import LadderVAE
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ladder_kernels import NormalStochasticBlock, normal_sample, normal_sample_kl, patch_model, use_backend
 from ladder_kernels.backends import select
+from ladder_kernels.noise import draw_seed
 from ladder_kernels.variance import VarianceMap
 from tests.conftest import BACKENDS
 from tests.inputs import gradients_of
@@ -62,6 +65,48 @@ def test_inductor_gives_the_eager_numbers_and_draws(backend, rng):
         return out, *(data[key] for key in STEP_OUTPUTS)
 
     assert_same(call, torch.compile(call, fullgraph=True), leaves, [*leaves, *block.parameters()])
+
+
+def recomputes_all_but_convolutions(_, op, *args, **kwargs):
+    return CheckpointPolicy.MUST_SAVE if "conv" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("selective", [False, True], ids=["all", "selective"])
+@pytest.mark.parametrize("rng", ["torch", "philox"])
+def test_a_checkpoint_inside_a_graph_draws_the_same_noise_again(backend, rng, selective):
+    block = NormalStochasticBlock(4, 3, 4, vanilla_latent_hw=2, rng=rng)
+    leaves = [torch.randn(2, 4, 8, 8, requires_grad=True) for _ in range(2)]
+    options = {}
+    if selective:
+        of = functools.partial(create_selective_checkpoint_contexts, recomputes_all_but_convolutions)
+        options["context_fn"] = of
+
+    def step(p, q):
+        out, data = block(p, q, var_clip_max=20.0)
+        return out, *(data[key] for key in STEP_OUTPUTS)
+
+    def call(p, q):
+        return checkpoint(step, p, q, use_reentrant=False, **options)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(call, compiled, leaves, [*leaves, *block.parameters()])
+
+
+@pytest.mark.parametrize("name", ["torch", "cpp"])
+def test_inductors_own_cpp_calls_every_operator(name, monkeypatch):
+    """A seed that is drawn, a window and a temperature, each way: what C++ passes is less than what Python does."""
+    monkeypatch.setattr(torch._inductor.config, "cpp_wrapper", True)
+    if hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
+        monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)  # it takes a minute
+
+    def call(q, p):
+        source = {"seed": draw_seed(q.device)}
+        step = normal_sample_kl(q, p, variance=VarianceMap(raw_max=20), window=2, temperature=0.5, **source)
+        return *(out for out in step if out is not None and out.requires_grad), normal_sample(q)
+
+    leaves = [torch.randn(2, 6, 4, 6, requires_grad=True) for _ in range(2)]
+    with use_backend(name):
+        assert_same(call, torch.compile(call, fullgraph=True), leaves, leaves)
 
 
 def test_a_compiled_prediction_is_one_graph(backend):

@@ -11,7 +11,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from ladder_kernels import NormalStochasticBlock
+from ladder_kernels import NormalStochasticBlock, normal_sample, normal_sample_kl
+from ladder_kernels.variance import KINDS, VarianceMap
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -53,6 +54,62 @@ def test_an_export_with_dynamic_batch_and_size_serves_them(backend):
         torch.manual_seed(0)
         for out, want in zip(program(p, q), expected, strict=True):
             torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+
+
+class Drawing(nn.Module):
+    """A block that draws a seed; z and a KL."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.block = NormalStochasticBlock(4, 3, 4, conv_dims=dims, rng="philox")
+
+    def forward(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        _, data = self.block(p, q)
+        return data["z"], data["kl_samplewise"]
+
+
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("example", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("given", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_exported_block_draws_in_the_memory_order_that_it_meets(backend, dims, given, example, dtype):
+    """The order of the eager call, whatever the example's was, or that of the fake convolution while tracing.
+
+    Of a 3D convolution the fake is contiguous; whether the real one is depends on its dtype.
+    """
+    model = Drawing(dims).to(dtype)
+    features = [torch.randn(2, 4, 4, *[6] * (dims - 1), dtype=dtype) for _ in range(2)]
+    last = [each.contiguous(memory_format=CHANNELS_LAST[dims]) for each in features]
+    layouts = {"contiguous": tuple(features), "channels_last": tuple(last)}
+    program = torch.export.export(model, layouts[example], strict=False).module()
+    results = []
+    for module in (model, program):
+        torch.manual_seed(0)
+        z, kl = module(*layouts[given])
+        loss = (z * torch.linspace(-1, 1, z.numel(), dtype=dtype).view(z.shape)).sum() + (
+            kl * kl.new_tensor([1, -2])
+        ).sum()
+        weights = dict(module.named_parameters())
+        grads = torch.autograd.grad(loss, [weights["block.conv_in_q.weight"], weights["block.conv_in_p.weight"]])
+        results.append((z, kl, *grads))
+    for found, want in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    assert results[0][0].stride() == results[1][0].stride()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_sample_of_a_seed_has_the_order_of_the_tensor_given(backend, strict):
+    class Sample(nn.Module):
+        def forward(self, q: Tensor) -> Tensor:
+            return normal_sample(q, seed=7)
+
+    q = torch.randn(2, 6, 4, 6)
+    program = torch.export.export(Sample(), (q,), strict=strict).module()
+    for given in (q, q.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(program(given), normal_sample(given, seed=7))
 
 
 class Prediction(nn.Module):
@@ -107,6 +164,22 @@ def test_a_traced_prediction_can_be_saved(backend):
     expected = model(*inputs)
     torch.manual_seed(0)
     torch.testing.assert_close(loaded(*inputs), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trace_in_double_precision_is_computed_in_it(backend, kind):
+    def call(q: Tensor, p: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            normal_sample_kl(
+                q, p, noise=noise, variance=VarianceMap(kind, raw_max=0.3), window=2, temperature=0.7, elementwise=True
+            )
+        )
+
+    inputs = *torch.randn(2, 2, 6, 4, 6, dtype=torch.float64), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    traced = torch.jit.trace(call, inputs, check_trace=False)
+    for found, want in zip(traced(*inputs), call(*inputs), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-13)
 
 
 def test_onnx_has_the_plain_formula(backend):

@@ -1,6 +1,9 @@
 """The ends of the range of floats: clamps, variances that underflow or overflow, cancellation, NaN and infinities."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +130,14 @@ EXTREMES = {
         {"q_params": one(0.0, -85.0), "p_params": one(0.0, -84.0), "noise": torch.tensor([[[0.5]]])},
         {"variance": VarianceMap("softplus")},
     ),
+    "stable, the smallest floor": (
+        {"q_params": one(1.0, -300.0), "p_params": one(1.0, -300.0)},
+        {"mode": True, "variance": VarianceMap("stable", floor=1.2e-38)},
+    ),
+    "softplus, the smallest floor": (
+        {"q_params": one(1.0, -300.0), "p_params": one(1.0, -300.0)},
+        {"mode": True, "variance": VarianceMap("softplus", floor=1.2e-38)},
+    ),
     "a gradient next to overflow": (
         {"q_params": one(1.5e19, 0.0), "p_params": one(0.0, 0.0)},
         {"mode": True},
@@ -146,16 +157,43 @@ def test_nothing_overflows_where_the_truth_does_not(backend, given, options):
         torch.testing.assert_close(grad, exact_grads[name].float(), rtol=1e-4, atol=1e-30)
 
 
+# The variance of "stable" is 0 in float32 below -104, denormal below -87, its std 0 below -207.
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("kind", ["exp", "logstd", "softplus"])
+def test_variances_below_the_range_of_floats_keep_their_logarithm(backend, analytical):
+    raw = torch.linspace(-300.0, 5.0, 62)
+    given = {"q_params": torch.stack([torch.ones(62), raw]), "p_params": torch.stack([torch.ones(62), raw.flip(0)])}
+    # Half the way to p, for their ratio would overflow.
+    given["p_params"][1] = raw + 0.2 * (given["p_params"][1] - raw)
+    given = {name: values.unsqueeze(0) for name, values in given.items()}
+    options = {"mode": True, "analytical_kl": analytical, "variance": VarianceMap("stable", floor=0.0)}
+    incoming = {"kl_elementwise": torch.randn(1, 1, 62), "logprob_q": torch.randn(1)}
+    ours, our_grads = run(normal_sample_kl, given, {**options, "elementwise": True}, incoming)
+    exact, exact_grads = run(oracle.step, oracle.cast(given, torch.float64), options, incoming)
+    for name in ("logprob_q", "kl_elementwise", "logvar_max"):
+        torch.testing.assert_close(ours[name].double(), exact[name], rtol=1e-5, atol=1e-5)
+    for name, grad in our_grads.items():
+        torch.testing.assert_close(grad.double(), exact_grads[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_beyond_the_range_of_floats_is_infinite_and_not_nan(backend):
+    """1e19 / e^-50, twice, is infinite; half of the smallest noise would be 0."""
+    given = {"q_params": one(1e19, 0.0), "p_params": one(0.0, -100.0), "noise": torch.full((1, 1, 1), 1.5e-45)}
+    _, grads = run(normal_sample_kl, given, {"variance": VarianceMap("exp")}, {"kl_samplewise": torch.tensor([1.9])})
+    assert grads["q_params"].flatten().tolist() == [math.inf, math.inf]
+    assert grads["p_params"].flatten().tolist() == [-math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
+@pytest.mark.parametrize("kind", ["exp", "logstd", "softplus", "stable"])
 def test_equal_means_are_no_distance_whatever_the_std(backend, kind, analytical):
     """0 / 0 is 0 there: both stds are 0 in every float."""
     given = {"q_params": one(1.0, -1e4), "p_params": one(1.0, -1e4)}
-    options = {"mode": True, "variance": VarianceMap(kind), "analytical_kl": analytical}
+    variance = VarianceMap(kind, floor=0.0)
+    options = {"mode": True, "variance": variance, "analytical_kl": analytical}
     outputs, grads = run(normal_sample_kl, given, options, {"kl_samplewise": torch.tensor([1.9])})
     assert outputs["kl_samplewise"].item() == 0.0
     # Of log_var the gradients are 0, or 1.9 / 2 of p's and minus that of q's; of raw twice that if raw is log std.
-    slope = {"exp": 0.5, "logstd": 1.0, "softplus": 1.0}[kind] * (not analytical)
+    slope = {"exp": 0.5, "logstd": 1.0, "softplus": 1.0, "stable": 0.5}[kind] * (not analytical)
     torch.testing.assert_close(grads["q_params"], one(0.0, -1.9 * slope))
     torch.testing.assert_close(grads["p_params"], one(0.0, 1.9 * slope))
 
@@ -200,3 +238,12 @@ def test_infinite_noise_with_a_temperature_is_infinite(backend):
     noise = torch.tensor([math.inf, -math.inf, 1.0]).view(1, 1, 3)
     z = normal_sample(torch.zeros(1, 2, 3), noise=noise, temperature=0.7, variance=VarianceMap("exp"))
     torch.testing.assert_close(z.flatten(), torch.tensor([math.inf, -math.inf, 0.7]))
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_the_kernels_for_other_instruction_sets_do_the_same(capability):
+    names = "cpp and (nothing_overflows or below_the_range or beyond_the_range)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", names]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout

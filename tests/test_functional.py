@@ -209,3 +209,7 @@ def test_what_knows_nothing_of_an_input_has_no_gradient(backend):
     assert not step.logvar_max.requires_grad
     assert step.kl_samplewise.requires_grad
     assert normal_sample_kl(p, q, seed=1).z.requires_grad
+    z = torch.randn(2, 3, 4, requires_grad=True)
+    analytic = normal_sample_kl(q, q, latent=z, analytical_kl=True)
+    assert not analytic.kl_samplewise.requires_grad
+    assert analytic.logprob_q.requires_grad

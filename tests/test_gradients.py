@@ -1,6 +1,7 @@
 """First and second derivatives of the step by gradcheck, which gradients exist, and what is kept for them."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -180,9 +181,40 @@ def test_the_gradient_at_a_raw_log_variance_of_zero_is_that_of_both_sides(backen
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_what_does_not_depend_on_a_differentiable_input_has_gradient_zero(backend, create_graph):
     p = packed((2, 2, 3, 3)).requires_grad_()
-    z = normal_sample_kl(packed((2, 2, 3, 3)), p, noise=torch.randn(2, 2, 3, 3)).z
+    q = packed((2, 2, 3, 3)).requires_grad_()
+    z = normal_sample_kl(q, p, noise=torch.randn(2, 2, 3, 3)).z
     (grad,) = torch.autograd.grad(z, p, torch.randn(z.shape), create_graph=create_graph)
     assert torch.equal(grad, torch.zeros_like(p))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("spatial", [(5,), (5, 3), (2, 5, 3)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_zeros_where_nothing_arrives_lie_in_memory_as_gradients_do(backend, monkeypatch, spatial, channels_last):
+    def leaf(channels):
+        memory = torch.randn((2, *spatial, channels) if channels_last else (2, channels, *spatial))
+        return (memory.movedim(-1, 1) if channels_last else memory).requires_grad_()
+
+    def sample(q, p):
+        return normal_sample_kl(q, p, mode=True).z
+
+    def divergence(q, p, latent):
+        return normal_sample_kl(q, p, latent=latent, analytical_kl=True).kl_samplewise
+
+    def check(function, given, without):
+        output = function(*given)
+        (grad,) = torch.autograd.grad(output, without, torch.randn(output.shape))
+        assert torch.equal(grad, torch.zeros_like(without))
+        assert grad.stride() == without.stride()
+
+    q, p, latent = leaf(8), leaf(8), leaf(4)
+    check(sample, (q, p), p)
+    check(divergence, (q, p, latent), latent)
+    if backend != "torch":  # which a compiler traces: nothing depends on what nothing arrives at
+        monkeypatch.undo()  # no compiler sees through the functions that the fixture wraps
+        compile_whole = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+        check(compile_whole(sample), (q, p), p)
+        check(compile_whole(divergence), (q, p, latent), latent)
 
 
 @pytest.mark.parametrize("raw", [math.nan, -math.inf, math.inf])

@@ -133,20 +133,20 @@ def test_a_wrong_option_is_an_error_and_changes_nothing() -> None:
 
 def test_our_own_blocks_keep_their_options() -> None:
     own = NormalStochasticBlock(2, 2, 2, allow_oddsizes=True, rng="philox")
-    assert patch_model(nn.Sequential(own)) == ([], {})
+    assert patch_model(nn.Sequential(own)).patched == []
     assert (own.allow_oddsizes, own.rng) == (True, "philox")
 
 
 def test_a_model_without_stochastic_blocks_gives_an_empty_report() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU())
-    assert patch_model(model) == ([], {})
+    assert patch_model(model).patched == []
     assert unpatch_model(model) == []
 
 
-def test_block_options_reach_every_block_and_the_last_call_decides() -> None:
+def test_options_reach_every_block_and_stay_until_another_is_given() -> None:
     model = HDN.build()
     for allow_oddsizes, rng in ((True, "philox"), (False, "torch")):
         patch_model(model, allow_oddsizes=allow_oddsizes, rng=rng)
         assert {(block.allow_oddsizes, block.rng) for block in blocks(model).values()} == {(allow_oddsizes, rng)}
     patch_model(model)
-    assert {(block.allow_oddsizes, block.rng) for block in blocks(model).values()} == {(False, None)}
+    assert {(block.allow_oddsizes, block.rng) for block in blocks(model).values()} == {(False, "torch")}

@@ -84,9 +84,10 @@ def test_no_layout_is_copied(launches, layout):
 def test_the_fast_dimension_is_the_contiguous_one(launches, layout):
     q = packed((2, 5, 6, 7)).contiguous(memory_format=layout)
     normal_sample(q, seed=1)
-    _, args, kwargs = launches[0]
-    assert kwargs["CHANNELS_INNER"] == (layout == torch.channels_last)
-    assert args[3].sizes == ((2, 42, 5) if kwargs["CHANNELS_INNER"] else (2, 5, 42))
+    _, args, _ = launches[0]
+    channels_inner = args[-1].channels_inner.value
+    assert channels_inner == (layout == torch.channels_last)
+    assert args[3].sizes == ((2, 42, 5) if channels_inner else (2, 5, 42))
 
 
 @pytest.mark.parametrize(("tile", "columns", "full_grid"), [(64, 16, 1), (128, 32, 4), (4096, 512, 10**6)])
@@ -112,6 +113,23 @@ def test_the_tiles_cover_every_row_and_column_once(shape):
         covered = tiles.row_blocks * tiles.tiles * tiles.block_rows
         assert covered >= rows > (tiles.row_blocks - 1) * tiles.tiles * tiles.block_rows
         assert tiles.masked == (covered != rows or columns % tiles.block_columns != 0)
+
+
+@pytest.mark.parametrize(("shape", "longest"), [((2, 6, 10, 9), 0), ((2, 40, 4, 4), 1), ((9, 6, 10, 9), 2)], ids=str)
+def test_the_longest_dim_of_a_grid_comes_first_where_others_may_not_be_long(monkeypatch, shape, longest):
+    q, p = packed(shape).requires_grad_(), packed(shape)
+    monkeypatch.setattr(plan, "TILE", 64)
+    monkeypatch.setattr(plan, "MAX_COLUMNS", 16)
+
+    def run():
+        settings.forget()
+        step = normal_sample_kl(q, p, seed=5)
+        return (*step[:2], *step[3:6], *torch.autograd.grad(step.kl_spatial.square().sum(), q))
+
+    expected = run()
+    monkeypatch.setattr(plan, "MAX_GRID", 1)
+    assert plan.make_plan(shape, q.stride(), p.stride(), None, False).forward.first_axis() == longest
+    assert all(torch.equal(out, want) for out, want in zip(run(), expected, strict=True))
 
 
 def test_samples_beyond_32_bits_are_addressed_with_64():
@@ -168,8 +186,8 @@ def fast(monkeypatch):
     if not settings.INTERPRETED:
         pytest.skip("on a GPU the fast formulas are what every other test runs")
     monkeypatch.setattr(triton_math, "_approximate", emulated)
-    original = settings.tile_constants
-    monkeypatch.setattr(settings, "tile_constants", lambda *args: original(*args) | {"FAST": True})
+    original = settings.tile_mode
+    monkeypatch.setattr(settings, "tile_mode", lambda *args: original(*args)._replace(fast=tl.constexpr(True)))
     settings.forget()
 
 

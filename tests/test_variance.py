@@ -27,6 +27,7 @@ OTHER_FIELDS = {
     "stable": VarianceMap("stable", raw_min=-1.5, raw_max=1.5, floor=0.1),
     "softplus": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=1.7, floor=0.3),
     "softplus without a floor": VarianceMap("softplus", raw_min=-1.5, raw_max=1.5, beta=0.6),
+    "stable without a floor": VarianceMap("stable", raw_min=-1.5, raw_max=1.5, floor=0.0),
 }
 
 
@@ -102,8 +103,9 @@ def test_a_map_is_a_value():
         ({"kind": "log"}, "'log'; there are stable, exp, logstd, softplus"),
         ({"kind": "exp", "floor": 1e-3}, "'exp' has no floor, got 0.001"),
         ({"kind": "logstd", "beta": 2.0}, "'logstd' has no beta, got 2.0"),
-        ({"kind": "stable", "floor": -1.0}, "the floor must be finite and not negative, got -1.0"),
-        ({"kind": "softplus", "floor": np.inf}, "the floor must be finite and not negative, got inf"),
+        ({"kind": "stable", "floor": -1.0}, "the floor must be 0, or finite and at least 1.2e-38, got -1.0"),
+        ({"kind": "stable", "floor": 1e-42}, "the floor must be 0, or finite and at least 1.2e-38, got 1e-42"),
+        ({"kind": "softplus", "floor": np.inf}, "the floor must be 0, or finite and at least 1.2e-38, got inf"),
         ({"kind": "softplus", "beta": 0.0}, "beta must be finite and positive, got 0.0"),
         ({"kind": "exp", "raw_min": 1.0, "raw_max": 0.0}, "1.0 and 0.0"),
     ],

@@ -1,9 +1,10 @@
 """`python -m bench.audit`: what the GPU kernels cost, read from their machine code on a machine without a GPU.
 
 The Triton kernels are compiled here, the CUDA C++ kernels are taken out of the built extension (`make cuda`). Of every
-kernel: registers, stack, spills, shared memory, and of its main loop the width of the global accesses and the
-instructions per latent; from these follows which bound an H200 meets first. `--check` fails where a kernel breaks a
-budget, or got worse than in the stored table.
+kernel: registers, stack, spills, shared memory, and of its main loop the width of the global accesses, the instructions
+per latent, and which bound an H200 meets first there. What a block does once is not in these: a small latent has a tile
+or two a block, and pays as much again. `--check` fails where a kernel breaks a budget, or got worse than in the stored
+table.
 """
 
 import argparse

@@ -1,6 +1,5 @@
-"""The audit's rows about CUDA C++: every kernel in the built extension, for every architecture."""
+"""The audit's rows about CUDA C++: every kernel in the built library, for every architecture."""
 
-import importlib.util
 import os
 import re
 import sys
@@ -9,6 +8,7 @@ from typing import Any
 
 from bench.audit.machine_code import KernelCost, nvidia_costs, run_tool
 from bench.audit.table import VALUES, Variant, row
+from ladder_kernels.backends.native import path_of
 
 TARGETS = {"sm_80", "sm_90", "sm_100"}
 # csrc/cuda/plan.h, vector_width: the elements of a thread in one turn of the loop.
@@ -28,11 +28,11 @@ VALUES_OF_P = {"forward": 2, "backward": 4, "sample": 0}
 
 
 def extract_cubins(folder: str) -> list[str]:
-    """Takes the extension's files of machine code out into `folder`; exits unless there are some for every target."""
-    spec = importlib.util.find_spec("ladder_kernels._CUDA")
-    if spec is None or spec.origin is None:
+    """Takes the library's files of machine code out into `folder`; exits unless there are some for every target."""
+    library = path_of("cuda")
+    if not library.exists():
         sys.exit("the CUDA kernels are not built; run: make cuda")
-    run_tool("cuobjdump", "-xelf", "all", os.path.abspath(spec.origin), folder=folder)
+    run_tool("cuobjdump", "-xelf", "all", str(library.absolute()), folder=folder)
     cubins = sorted(map(str, Path(folder).glob("*.cubin")))
     missing = TARGETS - set(map(_target, cubins))
     if missing:

@@ -29,11 +29,11 @@ def install(name: str) -> None:
     settings.forget()
 
 
-def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that `call` launches, compiled: each with its keyword arguments."""
+def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The kernels that `call` launches, compiled: each with its arguments."""
     from ladder_kernels.backends.triton import settings
 
-    launches: list[tuple[Any, dict[str, Any]]] = []
+    launches: list[tuple[Any, tuple[Any, ...]]] = []
     kernels = {name: getattr(settings, name) for name in KERNELS}
     for name, kernel in kernels.items():
         setattr(settings, name, _Recorder(kernel, launches))
@@ -50,12 +50,12 @@ def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]
 class _Recorder:
     """A kernel that is compiled where it would be launched."""
 
-    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...]]]) -> None:
         self.kernel, self.launches = kernel, launches
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
-            self.launches.append((self.kernel.warmup(*args, grid=grid, **kwargs), kwargs))
+            self.launches.append((self.kernel.warmup(*args, grid=grid, **kwargs), args))
 
         return launch
 

@@ -40,7 +40,7 @@ def audit(variant: Variant) -> dict[str, Any]:
 
     install(variant.target)
     # The first launch: after forward's comes that of its reduction.
-    compiled, constants = compiled_launches(lambda: _call(variant))[0]
+    compiled, (*_, mode) = compiled_launches(lambda: _call(variant))[0]
     shared = compiled.metadata.shared
     if variant.target.startswith("gfx"):
         cost = amd_cost(compiled.asm["amdgcn"], shared)
@@ -52,7 +52,7 @@ def audit(variant: Variant) -> dict[str, Any]:
         # Given at launch, so that the file does not know it.
         cost = cost._replace(shared=shared)
     threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
-    latents = constants["BLOCK_ROWS"] * constants["BLOCK_COLUMNS"] / threads
+    latents = mode.block_rows.value * mode.block_columns.value / threads
     size = 4 if variant.dtype == "float32" else 2
     direction, _, kl = variant.kernel.partition(" ")
     values = VALUES["sample" if kl == "none" else direction]

@@ -4,7 +4,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class _Group:
         built[0].peak = peak
         self._runners[variant.name] = built[0]
 
-    def _build(self, variant: Variant, first: Sequence[Given], rng: str | None = None) -> Runner:
+    def _build(self, variant: Variant, first: Sequence[Given], rng: Literal["torch", "philox"] | None = None) -> Runner:
         """The variant after its first steps."""
         runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1], rng))
         for given in first:

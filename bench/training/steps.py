@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,7 @@ def build(
     variant: Variant,
     precision: str,
     patches: Tensor,
-    rng: str | None = None,
+    rng: Literal["torch", "philox"] | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
     model = build_model(patches.shape[-1], seed=SEED).to(patches.device)

@@ -1,111 +1,102 @@
-#include <vector>
+#include <algorithm>
+#include <array>
 
-#include "host.h"
+#include "plan.h"
 
 namespace ladder_kernels::cpu {
 namespace {
 
-// Gradients of the KL's sums, shared by all positions of a channel (batch, channels) and by all channels of a position
-// (batch, positions); the latter empty if there are none.
-struct SharedGradients {
-  std::vector<double> by_channel, by_position;
+using Strides = std::array<std::int64_t, 4>;
+
+// Values by batch, two dims of space, and what follows one another: positions, or channels in space of one position.
+struct Block {
+  std::int64_t batches, planes, rows, columns;
+  double* data;
+  Strides strides;
 };
 
-// Calls `use` with the values of `grad`, in order.
-template <class Use>
-void with_values(const at::Tensor& grad, const Use& use) {
-  const at::Tensor values = grad.contiguous();
-  values.scalar_type() == at::kDouble ? use(values.const_data_ptr<double>()) : use(values.const_data_ptr<float>());
+Strides channel_strides(const LadderTensor& grad) { return {grad.strides[0], 0, 0, grad.strides[1]}; }
+
+Strides position_strides(const LadderTensor& grad) {
+  return {grad.strides[0], grad.strides[2], grad.strides[3], grad.strides[4]};
 }
 
-// Adds `grad` (batch,) or (batch, ...) to `totals`, each of its values to `count` consecutive ones.
-void add(std::vector<double>& totals, const OptionalTensor& grad, std::int64_t count) {
-  if (!grad) return;
-  with_values(*grad, [&](const auto* values) {
-    for (std::size_t i = 0; i < totals.size(); ++i) totals[i] += values[i / count];
-  });
-}
-
-// Adds `grad` (batch,) to the positions inside the window.
-void add_to_window(std::vector<double>& totals, const at::Tensor& grad, const Grid& grid, const WindowSides& window) {
-  with_values(grad, [&](const auto* values) {
-    for (std::int64_t plane = 0; plane < grid.batch * grid.space[0]; ++plane) {
-      for (std::int64_t y = window[0]; y < window[1]; ++y) {
-        double* const row = totals.data() + (plane * grid.space[1] + y) * grid.space[2];
-        for (std::int64_t x = window[2]; x < window[3]; ++x) row[x] += values[plane / grid.space[0]];
-      }
+template <class T>
+void add(const Block& to, const void* grad, const Strides& strides) {
+  if (grad == nullptr) return;
+  for (std::int64_t i = 0; i < to.batches * to.planes * to.rows; ++i) {
+    const std::int64_t row = i % to.rows, plane = i / to.rows % to.planes, batch = i / to.rows / to.planes;
+    double* const sums = to.data + batch * to.strides[0] + plane * to.strides[1] + row * to.strides[2];
+    const T* const values = static_cast<const T*>(grad) + batch * strides[0] + plane * strides[1] + row * strides[2];
+    if (strides[3] == 1) {
+      for (std::int64_t column = 0; column < to.columns; ++column) sums[column] += values[column];
+    } else {
+      for (std::int64_t column = 0; column < to.columns; ++column) sums[column] += values[column * strides[3]];
     }
-  });
-}
-
-SharedGradients shared_gradients(const Grid& grid, const std::optional<WindowSides>& window,
-                                 const OutputGradients& grads) {
-  SharedGradients shared;
-  shared.by_channel.resize(grid.batch * grid.channels);
-  add(shared.by_channel, grads.samplewise, grid.channels);
-  add(shared.by_channel, grads.channelwise, 1);
-  if (grads.spatial || grads.restricted) {
-    shared.by_position.resize(grid.batch * grid.positions);
-    add(shared.by_position, grads.spatial, 1);
-    if (grads.restricted) add_to_window(shared.by_position, *grads.restricted, grid, window.value());
   }
-  return shared;
 }
 
-// An uninitialised packed gradient, for the kernels to write into its halves.
-at::Tensor empty_packed(const at::Tensor& packed, bool channels_last, const Grid& grid, View& mean, View& raw) {
-  at::Tensor grad = empty_dense(packed, packed.size(0), packed.size(1), packed.scalar_type(), channels_last);
-  mean = half_view(grad, 0, grid);
-  raw = half_view(grad, 1, grid);
-  return grad;
+// What arrives at the sums.
+struct Incoming {
+  const void *samplewise, *restricted, *channelwise, *spatial, *log_q;
+};
+
+template <class T>
+void add_up(const LadderStep& step, const Incoming& grads, double* channels, double* positions, double* log_q) {
+  const std::int64_t depth = step.space[0], height = step.space[1], width = step.space[2];
+  const Block of_channels{step.batch, 1, 1, step.channels, channels, {step.channels}};
+  add<T>(of_channels, grads.samplewise, channel_strides(step.grad_samplewise));
+  add<T>(of_channels, grads.channelwise, channel_strides(step.grad_channelwise));
+
+  const std::int64_t* const window = step.window;
+  Block of_positions{step.batch, depth, height, width, positions, {depth * height * width, height * width, width}};
+  add<T>(of_positions, grads.spatial, position_strides(step.grad_spatial));
+  of_positions.rows = window[1] - window[0];
+  of_positions.columns = window[3] - window[2];
+  of_positions.data += window[0] * width + window[2];
+  add<T>(of_positions, grads.restricted, position_strides(step.grad_restricted));
+
+  add<T>({1, 1, 1, step.batch, log_q}, grads.log_q, {0, 0, 0, step.grad_log_q.strides[0]});
 }
 
 }  // namespace
-
-Gradients backward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options,
-                   const OutputGradients& given, Needs needs) {
-  Backward call{step_of(q, p, source, options)};
-  Step& step = call.step;
-  const Grid& grid = step.grid;
-  const OutputGradients grads = check_gradients(given, q, options, step.in_double ? at::kDouble : at::kFloat);
-  const Used used = used_by(grads, options);
-  if (!used.variances) return {gradient_of_means(grads, q, needs.q, options.channels_last), {}, {}};
-  step.draw = used.draw;
-  step.kl = used.kl;
-
-  const auto [by_channel, by_position] = shared_gradients(grid, options.window, grads);
-  std::vector<double> log_q(grid.batch);
-  add(log_q, grads.log_q, 1);
-  call.by_channel = by_channel.data();
-  call.by_position = by_position.empty() ? nullptr : by_position.data();
-  call.log_q = log_q.data();
-  if (grads.z) call.grad_z = view_of(*grads.z, grid);
-  if (grads.elementwise) call.grad_kl = view_of(*grads.elementwise, grid);
-
-  OptionalTensor grad_q, grad_p, grad_latent;
-  at::Tensor p_mean_total, p_raw_total;
-  if (needs.q) grad_q = empty_packed(q, options.channels_last, grid, call.grads.q_mean, call.grads.q_raw);
-  if (needs.p && p && step.kl != KL::none) {
-    grad_p = empty_packed(*p, options.channels_last, grid, call.grads.p_mean, call.grads.p_raw);
-    if (p->size(0) != grid.batch) {
-      p_mean_total = empty_dense(q, 1, grid.channels, at::kDouble, options.channels_last);
-      p_raw_total = empty_dense(q, 1, grid.channels, at::kDouble, options.channels_last);
-      call.p_mean_total = p_mean_total.data_ptr<double>();
-      call.p_raw_total = p_raw_total.data_ptr<double>();
-      call.grads.p_mean = call.grads.p_raw = View{};
-    }
-  }
-  if (needs.latent && step.draw == Draw::latent) {
-    grad_latent = empty_dense(q, grid.batch, grid.channels, source->scalar_type(), options.channels_last);
-    call.grads.latent = view_of(*grad_latent, grid);
-  }
-
-  run(call, units_per_sample(grid) * (call.p_mean_total ? 1 : grid.batch));
-  if (call.p_mean_total) {
-    grad_p->narrow(1, 0, grid.channels).copy_(p_mean_total);
-    grad_p->narrow(1, grid.channels, grid.channels).copy_(p_raw_total);
-  }
-  return {grad_q, grad_p, grad_latent};
-}
-
 }  // namespace ladder_kernels::cpu
+
+using namespace ladder_kernels;
+using namespace ladder_kernels::cpu;
+
+int ladder_backward(const LadderStep* step, const void* q, const void* p, const void* source, const void* grad_z,
+                    const void* grad_samplewise, const void* grad_restricted, const void* grad_channelwise,
+                    const void* grad_spatial, const void* grad_log_q, const void* grad_elementwise, void* grad_q,
+                    void* grad_p, void* grad_latent, void*, LadderQueue threads) {
+  Backward call{step_of(*step, q, p, source)};
+  const Grid& grid = call.step.grid;
+  // Of the KL's sums, those that all positions of a channel share (batch, channels), and all channels of a position
+  // (batch, positions); and those of log q (batch,).
+  const std::int64_t channels = call.step.kl == KL::none ? 0 : grid.batch * grid.channels;
+  const std::int64_t positions = grad_spatial || grad_restricted ? grid.batch * grid.positions : 0;
+  const std::int64_t count = channels + positions + grid.batch;
+  const Doubles shared(count);
+  if (shared.data == nullptr) return no_memory;
+  std::fill_n(shared.data, count, 0.0);
+  double *const by_channel = shared.data, *const by_position = by_channel + channels;
+  double* const log_q = by_position + positions;
+  const Incoming incoming{grad_samplewise, grad_restricted, grad_channelwise, grad_spatial, grad_log_q};
+  call.step.in_double ? add_up<double>(*step, incoming, by_channel, by_position, log_q)
+                      : add_up<float>(*step, incoming, by_channel, by_position, log_q);
+  call.by_channel = by_channel;
+  call.by_position = positions > 0 ? by_position : nullptr;
+  call.log_q = log_q;
+  call.grad_z = view_of(grad_z, step->grad_z, grid);
+  call.grad_kl = view_of(grad_elementwise, step->grad_elementwise, grid);
+
+  const LadderTensor of_q = dense(*step, dtype_of(step->q), 2 * grid.channels);
+  call.grads.q_mean = half_view(grad_q, of_q, 0, grid);
+  call.grads.q_raw = half_view(grad_q, of_q, 1, grid);
+  const LadderTensor of_p = dense(*step, dtype_of(step->p), 2 * grid.channels);
+  call.shared_p = step->shared_p && grad_p != nullptr;
+  (call.shared_p ? call.p_mean_total : call.grads.p_mean) = half_view(grad_p, of_p, 0, grid);
+  (call.shared_p ? call.p_raw_total : call.grads.p_raw) = half_view(grad_p, of_p, 1, grid);
+  call.grads.latent = view_of(grad_latent, dense(*step, dtype_of(step->source), grid.channels), grid);
+  return run(call, units_per_sample(grid) * (call.shared_p ? 1 : grid.batch), threads);
+}

@@ -1,16 +1,11 @@
-#include <ATen/Parallel.h>
-
-#include <memory>
-
-#include "host.h"
+#include "parallel.h"
+#include "plan.h"
 
 namespace ladder_kernels::cpu {
 namespace {
 
 // A thread is worth waking for some ten microseconds of work.
 constexpr std::int64_t sums_per_thread = 131072;
-
-constexpr double half_log_two_pi = 0.918938533204672742;
 
 // Adds up blocks of `count` values into the first of them.
 double* add_blocks(double* blocks, std::int64_t block_count, std::int64_t count) {
@@ -26,7 +21,7 @@ double sum(const double* values, std::int64_t count) {
   return total;
 }
 
-double sum_window(const double* by_position, const Grid& grid, const WindowSides& window) {
+double sum_window(const double* by_position, const Grid& grid, const std::int64_t* window) {
   double total = 0;
   for (std::int64_t plane = 0; plane < grid.space[0]; ++plane) {
     for (std::int64_t y = window[0]; y < window[1]; ++y) {
@@ -40,12 +35,11 @@ double sum_window(const double* by_position, const Grid& grid, const WindowSides
 // Where the sums go, each contiguous; null where there is none.
 template <class T>
 struct Sums {
-  T *samplewise, *restricted, *channelwise, *spatial, *logprob_q, *qvar_max;
+  T *samplewise, *restricted, *channelwise, *spatial, *logprob_q, *logvar_max;
 };
 
 template <class T>
-void combine_kl(const Forward& call, const std::optional<WindowSides>& window, const Sums<T>& out,
-                std::int64_t sample) {
+void combine_kl(const Forward& call, const std::int64_t* window, const Sums<T>& out, std::int64_t sample) {
   const Grid& grid = call.step.grid;
   const double* const by_row =
       add_blocks(call.row_sums + sample * grid.column_blocks * grid.rows, grid.column_blocks, grid.rows);
@@ -61,7 +55,7 @@ void combine_kl(const Forward& call, const std::optional<WindowSides>& window, c
     out.spatial[sample * grid.positions + i] = static_cast<T>(by_position[i]);
   }
   out.samplewise[sample] = static_cast<T>(sum(by_channel, grid.channels));
-  if (window) out.restricted[sample] = static_cast<T>(sum_window(by_position, grid, *window));
+  if (out.restricted != nullptr) out.restricted[sample] = static_cast<T>(sum_window(by_position, grid, window));
 }
 
 template <class T>
@@ -83,70 +77,55 @@ double largest_log_variance(const Forward& call) {
   return log_variance(call.step.variance, largest, call.step.q_map);
 }
 
-// From the partial sums of units to the outputs, in fixed order and in double. There is at least one unit; its partial
-// sums are used up.
+// From the partial sums of units to the outputs, in fixed order and in double. The partial sums are used up.
 template <class T>
-void combine(const Forward& call, const std::optional<WindowSides>& window, Sums<T> out) {
+void combine(const Forward& call, const std::int64_t* window, const Sums<void>& to, LadderQueue threads) {
+  const Sums<T> out{static_cast<T*>(to.samplewise), static_cast<T*>(to.restricted), static_cast<T*>(to.channelwise),
+                    static_cast<T*>(to.spatial),    static_cast<T*>(to.logprob_q),  static_cast<T*>(to.logvar_max)};
   const Grid& grid = call.step.grid;
   const std::int64_t work = grid.column_blocks * grid.rows + grid.row_blocks * grid.columns;
-  at::parallel_for(0, grid.batch, sums_per_thread / work + 1, [&](std::int64_t begin, std::int64_t end) {
+  share(grid.batch, sums_per_thread / work + 1, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t sample = begin; sample < end; ++sample) {
       if (call.step.kl != KL::none) combine_kl(call, window, out, sample);
       combine_log_q(call, out, sample);
     }
   });
-  *out.qvar_max = static_cast<T>(largest_log_variance(call));
-}
-
-template <class T>
-void run_and_combine(Forward& call, const std::optional<WindowSides>& window, const Outputs& out) {
-  const Grid& grid = call.step.grid;
-  const std::int64_t units = grid.batch * units_per_sample(grid);
-  const bool has_kl = call.step.kl != KL::none;
-  const std::int64_t row_sums = has_kl ? grid.batch * grid.column_blocks * grid.rows : 0;
-  const std::int64_t column_sums = has_kl ? grid.batch * grid.row_blocks * grid.columns : 0;
-  const std::unique_ptr<double[]> partials(new double[row_sums + column_sums + 2 * units]);
-  call.row_sums = partials.get();
-  call.column_sums = call.row_sums + row_sums;
-  call.log_q = call.column_sums + column_sums;
-  call.largest_raw = call.log_q + units;
-  run(call, units);
-
-  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, elementwise] = out;
-  combine<T>(call, window,
-             {data_of<T>(samplewise), data_of<T>(restricted), data_of<T>(channelwise), data_of<T>(spatial),
-              data_of<T>(logprob_q), data_of<T>(largest)});
+  *out.logvar_max = static_cast<T>(largest_log_variance(call));
 }
 
 }  // namespace
-
-Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
-  Forward call{step_of(q, p, source, options)};
-  const Grid& grid = call.step.grid;
-  const auto sums = call.step.in_double ? at::kDouble : at::kFloat;
-  Outputs out = empty_outputs(q, options, sums);
-  if (q.numel() == 0) {
-    fill_empty(out);
-    return out;
-  }
-  const OptionalTensor &z = out[0], &element_kl = out[7];
-  if (z) call.z = view_of(*z, grid);
-  if (element_kl) call.kl = view_of(*element_kl, grid);
-  if (call.step.in_double) {
-    run_and_combine<double>(call, options.window, out);
-  } else {
-    run_and_combine<float>(call, options.window, out);
-  }
-  return out;
-}
-
-at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, const Options& options) {
-  Forward call{step_of(q, {}, source, options)};
-  const Grid& grid = call.step.grid;
-  at::Tensor z = empty_dense(q, grid.batch, grid.channels, q.scalar_type(), options.channels_last);
-  call.z = view_of(z, grid);
-  run(call, grid.batch * units_per_sample(grid));
-  return z;
-}
-
 }  // namespace ladder_kernels::cpu
+
+using namespace ladder_kernels;
+using namespace ladder_kernels::cpu;
+
+int ladder_forward(const LadderStep* step, const void* q, const void* p, const void* source, void* z, void* samplewise,
+                   void* restricted, void* channelwise, void* spatial, void* logprob_q, void* logvar_max,
+                   void* elementwise, void*, LadderQueue threads) {
+  Forward call{step_of(*step, q, p, source)};
+  const Grid& grid = call.step.grid;
+  call.z = view_of(z, dense(*step, dtype_of(step->q), grid.channels), grid);
+  call.kl = view_of(elementwise, dense(*step, sums_dtype(*step), grid.channels), grid);
+  const std::int64_t units = grid.batch * units_per_sample(grid), samples = call.step.kl == KL::none ? 0 : grid.batch;
+  const std::int64_t row_sums = samples * grid.column_blocks * grid.rows;
+  const std::int64_t column_sums = samples * grid.row_blocks * grid.columns;
+  const Doubles partials(row_sums + column_sums + 2 * units);
+  if (partials.data == nullptr) return no_memory;
+  call.row_sums = partials.data;
+  call.column_sums = call.row_sums + row_sums;
+  call.log_q = call.column_sums + column_sums;
+  call.largest_raw = call.log_q + units;
+  if (const int code = run(call, units, threads)) return code;
+
+  const Sums<void> out{samplewise, restricted, channelwise, spatial, logprob_q, logvar_max};
+  call.step.in_double ? combine<double>(call, step->window, out, threads)
+                      : combine<float>(call, step->window, out, threads);
+  return 0;
+}
+
+int ladder_sample(const LadderStep* step, const void* q, const void* source, void* z, LadderQueue threads) {
+  Forward call{step_of(*step, q, nullptr, source)};
+  const Grid& grid = call.step.grid;
+  call.z = view_of(z, dense(*step, dtype_of(step->q), grid.channels), grid);
+  return run(call, grid.batch * units_per_sample(grid), threads);
+}

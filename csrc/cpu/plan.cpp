@@ -1,8 +1,22 @@
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
-#include <c10/core/CPUAllocator.h>
+#include "plan.h"
 
-#include "host.h"
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+
+#include "parallel.h"
+
+extern "C" {
+
+const char* ladder_version() { return LADDER_VERSION; }
+
+const char* ladder_error(int) { return "there is not enough memory for partial sums or for the buffers of a thread"; }
+
+std::int64_t ladder_forward_scratch(const LadderStep*) { return 0; }
+
+std::int64_t ladder_backward_scratch(const LadderStep*) { return 0; }
+
+}  // extern "C"
 
 namespace ladder_kernels::cpu {
 namespace {
@@ -10,15 +24,59 @@ namespace {
 // Enough units to share among threads, large enough that their partial sums cost nothing.
 constexpr std::int64_t units_wanted = 32, unit_size = 16384, smallest_tile = 1024;
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return b == 0 ? 0 : (a + b - 1) / b; }
+// A thread is worth waking for about ten microseconds of work.
+constexpr std::int64_t elements_per_thread = 8192;
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
-Grid grid_of(const at::Tensor& q, bool channels_last) {
-  Grid grid{shape_of(q, channels_last)};
-  if (grid.rows == 0 || grid.columns == 0) return grid;
+#if defined(LADDER_X86)
+// What the CPU can do, but no more than torch's own variable allows.
+const Kernels& fastest_kernels() {
+  const char* const given = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view most = given != nullptr ? given : "";
+  if (most == "default" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return baseline_kernels;
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  return has_avx512 && most != "avx2" ? avx512_kernels : avx2_kernels;
+}
+#else
+const Kernels& fastest_kernels() { return baseline_kernels; }
+#endif
 
-  const std::int64_t share = grid.batch * grid.rows * grid.columns / units_wanted;
-  const std::int64_t tile = std::clamp(share, smallest_tile, tile_size), unit = std::clamp(share, tile, unit_size);
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& fastest = fastest_kernels();
+  return fastest;
+}
+
+namespace {
+
+// A thread's buffers. It keeps them: of their size, half a megabyte, malloc asks the system anew every time.
+struct Scratch {
+  static constexpr std::size_t alignment = 64;
+  void* const data = std::aligned_alloc(alignment, (kernels().scratch_size + alignment - 1) / alignment * alignment);
+
+  ~Scratch() { std::free(data); }
+};
+
+template <class Call>
+int run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), const Call& call, std::int64_t units,
+              LadderQueue threads) {
+  const Grid& grid = call.step.grid;
+  const std::int64_t elements = std::max<std::int64_t>(grid.batch * grid.rows * grid.columns / units, 1);
+  std::atomic<int> code = done;
+  share(units, elements_per_thread / elements + 1, threads, [&](std::int64_t begin, std::int64_t end) {
+    static thread_local const Scratch scratch;
+    scratch.data != nullptr ? kernel(call, begin, end, scratch.data) : void(code = no_memory);
+  });
+  return code;
+}
+
+}  // namespace
+
+Grid grid_of(const LadderStep& step) {
+  Grid grid{shape_of(step)};
+  const std::int64_t wanted = grid.batch * grid.rows * grid.columns / units_wanted;
+  const std::int64_t tile = std::clamp(wanted, smallest_tile, tile_size), unit = std::clamp(wanted, tile, unit_size);
   // Tiles of about equal width, whole vectors wide.
   const std::int64_t width = divide_up(grid.columns, divide_up(grid.columns, tile));
   grid.tile_columns = std::min(grid.columns, divide_up(width, 16) * 16);
@@ -29,73 +87,40 @@ Grid grid_of(const at::Tensor& q, bool channels_last) {
   return grid;
 }
 
-// A thread is worth waking for about ten microseconds of work.
-constexpr std::int64_t elements_per_thread = 8192;
+std::int64_t units_per_sample(const Grid& grid) { return grid.row_blocks * grid.column_blocks; }
 
-// torch's own choice, so that ATEN_CPU_CAPABILITY holds here as well.
-const Kernels& kernels() {
-#if defined(LADDER_X86)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return avx512_kernels;
-  if (capability == "AVX2") return avx2_kernels;
-#endif
-  return baseline_kernels;
-}
-
-template <class Call>
-void run_units(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), const Call& call, std::int64_t units) {
-  if (units == 0) return;
-  const Grid& grid = call.step.grid;
-  const std::int64_t elements = grid.batch * grid.rows * grid.columns / units;
-  at::parallel_for(0, units, elements_per_thread / std::max<std::int64_t>(elements, 1) + 1,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     // Kept: of its size, half a megabyte, the allocator asks the system anew every time.
-                     static thread_local const at::DataPtr scratch =
-                         c10::GetCPUAllocator()->allocate(kernels().scratch_size);
-                     kernel(call, begin, end, scratch.get());
-                   });
-}
-
-}  // namespace
-
-Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
-  check_inputs(q, p, source, options, at::kCPU);
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source) {
   Step step{};
-  step.grid = grid_of(q, options.channels_last);
-  step.q_mean = half_view(q, 0, step.grid);
-  step.q_raw = half_view(q, 1, step.grid);
-  if (p) {
-    step.p_mean = half_view(*p, 0, step.grid);
-    step.p_raw = half_view(*p, 1, step.grid);
-  }
-  step.draw = options.draw;
-  step.kl = options.kl;
-  step.variance = options.variance;
-  step.q_map = options.map;
-  step.p_map = p ? options.map : unit_map(options.variance);
-  step.temperature = options.temperature;
-  if (options.window) check_window(*options.window, step.grid.space[1], step.grid.space[2]);
-  step.in_double = computed_in_double(q, p, source);
-  step.philox = options.philox;
+  step.grid = grid_of(given);
+  step.q_mean = half_view(q, given.q, 0, step.grid);
+  step.q_raw = half_view(q, given.q, 1, step.grid);
+  step.p_mean = half_view(p, given.p, 0, step.grid);
+  step.p_raw = half_view(p, given.p, 1, step.grid);
+  step.draw = static_cast<Draw>(given.draw);
+  step.kl = static_cast<KL>(given.kl);
+  step.variance = variance_of(given);
+  step.q_map = q_map_of(given);
+  step.p_map = p_map_of(given);
+  step.temperature = given.temperature;
+  step.in_double = given.in_double;
+  step.philox = given.philox;
   if (step.philox) {
-    step.seed = static_cast<std::uint64_t>(*source->const_data_ptr<std::int64_t>());
-  } else if (step.draw != Draw::mode) {
-    step.source = view_of(*source, step.grid);
+    step.seed = static_cast<std::uint64_t>(*static_cast<const std::int64_t*>(source));
+  } else {
+    step.source = view_of(source, given.source, step.grid);
   }
   return step;
 }
 
-std::int64_t units_per_sample(const Grid& grid) { return grid.row_blocks * grid.column_blocks; }
-
-View view_of(const at::Tensor& latent, const Grid& grid) {
+View view_of(const void* data, const LadderTensor& tensor, const Grid& grid) {
   View view;
-  view.data = latent.data_ptr();
-  view.dtype = dtype_of(latent);
-  view.batch = latent.size(0) == 1 ? 0 : latent.stride(0);
-  view.channel = latent.stride(1);
-  const std::int64_t missing = 5 - latent.dim();
-  for (std::int64_t i = missing; i < 3; ++i) view.space[i] = latent.stride(i + 2 - missing);
-  for (std::int64_t i = 2; i >= 0; --i) {
+  if (data == nullptr || tensor.dtype == 0) return view;
+  view.data = const_cast<void*>(data);
+  view.dtype = dtype_of(tensor);
+  view.batch = tensor.strides[0];
+  view.channel = tensor.strides[1];
+  for (int i = 0; i < 3; ++i) view.space[i] = tensor.strides[2 + i];
+  for (int i = 2; i >= 0; --i) {
     if (grid.space[i] == 1) continue;
     if (view.run == 1) view.step = view.space[i];
     if (view.space[i] != view.run * view.step) break;
@@ -104,14 +129,20 @@ View view_of(const at::Tensor& latent, const Grid& grid) {
   return view;
 }
 
-View half_view(const at::Tensor& packed, int half, const Grid& grid) {
-  View view = view_of(packed, grid);
-  view.data = static_cast<char*>(view.data) + half * grid.channels * view.channel * packed.element_size();
+View half_view(const void* data, const LadderTensor& packed, int half, const Grid& grid) {
+  View view = view_of(data, packed, grid);
+  if (view.data != nullptr) {
+    view.data = static_cast<char*>(view.data) + half * grid.channels * view.channel * size_of(view.dtype);
+  }
   return view;
 }
 
-void run(const Forward& call, std::int64_t units) { run_units(kernels().forward, call, units); }
+int run(const Forward& call, std::int64_t units, LadderQueue threads) {
+  return run_units(kernels().forward, call, units, threads);
+}
 
-void run(const Backward& call, std::int64_t units) { run_units(kernels().backward, call, units); }
+int run(const Backward& call, std::int64_t units, LadderQueue threads) {
+  return run_units(kernels().backward, call, units, threads);
+}
 
 }  // namespace ladder_kernels::cpu

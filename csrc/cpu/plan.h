@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 
-#include "../formulas.h"
 #include "../latent.h"
 
 namespace ladder_kernels::cpu {
@@ -58,15 +58,22 @@ struct Backward {
   // (batch, positions) or null; of log q (batch,).
   const double *by_channel, *by_position, *log_q;
   StepGradients<View> grads;
-  // Instead of p's views where p has batch 1: its gradients (1, C, *S) summed over the batch, in z's memory order.
-  double *p_mean_total, *p_raw_total;
+  // Instead of p's views where p has batch 1: its gradients (1, C, *S), summed over the batch.
+  View p_mean_total, p_raw_total;
+  bool shared_p;
 };
 
-// Each works on units [begin, end) of the grid in the calling thread, and wants `scratch_size` bytes to do it.
+// Words of the Mersenne twister that are made at a time.
+constexpr std::int64_t twister_size = 624;
+
+// Forward and backward work on units [begin, end) of the grid in the calling thread, and want `scratch_size` bytes to do
+// it. Of the other two kernels/noise.h says what they do.
 struct Kernels {
   void (*forward)(const Forward&, std::int64_t begin, std::int64_t end, void* scratch);
   void (*backward)(const Backward&, std::int64_t begin, std::int64_t end, void* scratch);
   std::size_t scratch_size;
+  void (*twist)(std::uint32_t* words);
+  void (*normal)(float* data, std::int64_t groups);
 };
 
 // GCC alone can compile a whole file for another instruction set from within it.
@@ -75,5 +82,38 @@ struct Kernels {
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 extern const Kernels baseline_kernels;
+
+// Those for this CPU.
+const Kernels& kernels();
+
+// ---- From a `LadderStep` to a plan, and from plans to the kernels of this CPU.
+
+Grid grid_of(const LadderStep& step);
+
+std::int64_t units_per_sample(const Grid& grid);
+
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source);
+
+// A latent-shaped tensor (B, C, *S).
+View view_of(const void* data, const LadderTensor& tensor, const Grid& grid);
+
+// Half 0, means, or half 1, raw values, of packed parameters.
+View half_view(const void* data, const LadderTensor& packed, int half, const Grid& grid);
+
+enum Code { done, no_memory };
+
+// Memory of a call for `count` doubles, freed with the call. Not a vector: an exception must not leave the library.
+class Doubles {
+ public:
+  explicit Doubles(std::int64_t count) : data(static_cast<double*>(std::malloc(count * sizeof(double)))) {}
+  Doubles(const Doubles&) = delete;
+  ~Doubles() { std::free(data); }
+
+  double* const data;  // null if there is not enough
+};
+
+// The first `units` units, on so many threads. Returns a `Code`.
+int run(const Forward& call, std::int64_t units, LadderQueue threads);
+int run(const Backward& call, std::int64_t units, LadderQueue threads);
 
 }  // namespace ladder_kernels::cpu

@@ -1,67 +1,63 @@
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#include "host.h"
+#include "plan.h"
 
 namespace ladder_kernels::cuda {
 namespace {
 
-constexpr int max_steps = 32;
+constexpr int most_turns = 32;
 
-void run(Forward& call, const Outputs& out, const at::TensorOptions& options) {
+Forward plan_forward(const LadderStep& step, const void* q, const void* p, const void* source, void* z, void* kl) {
+  Forward call{step_of(step, q, p, source)};
   Grid& grid = call.step.grid;
+  call.window = window_of(step.window, grid);
+  call.z = view_of(z, dense(step, dtype_of(step.q), step.channels));
+  call.kl = view_of(kl, dense(step, sums_dtype(step), step.channels));
   collapse_space(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
-  const bool vectors = is_hot(call.step) &&
-                       take_vectors(grid, {&call.step.q, &call.step.p, &call.step.source, &call.z, &call.kl});
-  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
-  const at::Tensor partials = at::empty(partials_size(grid, call.tiles), options);
-  call.partials = partials.data_ptr();
-
-  const auto& [z, samplewise, restricted, channelwise, spatial, logprob_q, largest, kl] = out;
-  const OptionalTensor &row_sums = grid.channels_inner ? spatial : channelwise,
-                       &column_sums = grid.channels_inner ? channelwise : spatial;
-  const Sums sums{data_of(samplewise),  data_of(restricted),  data_of(row_sums),
-                  data_of(column_sums), data_of(logprob_q),   data_of(largest)};
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  launch_forward(call, stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  launch_sums(call, sums, stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const bool vectors = take_vectors(call.step, {&call.z}, {&call.kl});
+  call.tiles = tiles_of(grid, vectors ? vector_width : single_width, most_turns);
+  return call;
 }
+
+// Aligned as the tensor is.
+void* some_address(bool aligned) { return reinterpret_cast<void*>(aligned ? 16 : 8); }
 
 }  // namespace
-
-Outputs forward(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
-  Forward call{step_of(q, p, source, options)};
-  const Grid& grid = call.step.grid;
-  const c10::cuda::CUDAGuard guard(q.device());
-  if (options.window) {
-    call.window = window_of(*options.window, grid);
-    call.has_window = true;
-  }
-  const auto sums = call.step.computed_in_double ? at::kDouble : at::kFloat;
-  Outputs out = empty_outputs(q, options, sums);
-  const OptionalTensor &z = out[0], &element_kl = out[7];
-  if (z) call.z = latent_view(*z, grid);
-  if (element_kl) call.kl = latent_view(*element_kl, grid);
-  q.numel() == 0 ? fill_empty(out) : run(call, out, q.options().dtype(sums));
-  return out;
-}
-
-at::Tensor sample(const at::Tensor& q, const OptionalTensor& source, const Options& options) {
-  Sample call{step_of(q, {}, source, options)};
-  Grid& grid = call.step.grid;
-  const c10::cuda::CUDAGuard guard(q.device());
-  at::Tensor z = empty_dense(q, grid.batch, q.size(1) / 2, q.scalar_type(), options.channels_last);
-  if (q.numel() == 0) return z;
-  call.z = latent_view(z, grid);
-  collapse_space(grid, {&call.step.q, &call.step.source, &call.z});
-  const bool vectors = is_hot(call.step) && take_vectors(grid, {&call.step.q, &call.step.source, &call.z});
-  call.tiles = tiles_of(grid, vectors ? vector_width : 1, max_steps);
-  launch_sample(call, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return z;
-}
-
 }  // namespace ladder_kernels::cuda
+
+using namespace ladder_kernels;
+using namespace ladder_kernels::cuda;
+
+// Outputs that may be missing never ask for more of it.
+std::int64_t ladder_forward_scratch(const LadderStep* step) {
+  if (!fits(*step)) return too_large;
+  void *const q = some_address(step->q.aligned), *const p = some_address(step->p.aligned),
+             *const source = some_address(step->source.aligned), *const made = some_address(true);
+  const Forward call = plan_forward(*step, q, p, source, made, made);
+  return partials_bytes(call.step, call.tiles);
+}
+
+int ladder_forward(const LadderStep* step, const void* q, const void* p, const void* source, void* z, void* samplewise,
+                   void* restricted, void* channelwise, void* spatial, void* logprob_q, void* logvar_max,
+                   void* elementwise, void* scratch, LadderQueue queue) {
+  Forward call = plan_forward(*step, q, p, source, z, elementwise);
+  call.has_window = restricted != nullptr;
+  set_partials(call, scratch);
+  const bool inner = call.step.grid.channels_inner;
+  const Sums sums{samplewise, restricted, inner ? spatial : channelwise, inner ? channelwise : spatial,
+                  logprob_q,  logvar_max};
+  const auto stream = reinterpret_cast<cudaStream_t>(queue);
+  launch_forward(call, stream);
+  if (const int code = cudaGetLastError()) return code;
+  launch_sums(call, sums, stream);
+  return cudaGetLastError();
+}
+
+int ladder_sample(const LadderStep* step, const void* q, const void* source, void* z, LadderQueue queue) {
+  if (!fits(*step)) return too_large;
+  Sample call{step_of(*step, q, nullptr, source)};
+  Grid& grid = call.step.grid;
+  call.z = view_of(z, dense(*step, dtype_of(step->q), step->channels));
+  collapse_space(grid, {&call.step.q, &call.step.source, &call.z});
+  call.tiles = tiles_of(grid, take_vectors(call.step, {&call.z}) ? vector_width : single_width, most_turns);
+  launch_sample(call, reinterpret_cast<cudaStream_t>(queue));
+  return cudaGetLastError();
+}

@@ -1,7 +1,18 @@
+#include "plan.h"
+
 #include <algorithm>
 #include <limits>
 
-#include "host.h"
+extern "C" {
+
+const char* ladder_version() { return LADDER_VERSION; }
+
+const char* ladder_error(int code) {
+  if (code == ladder_kernels::cuda::too_large) return "more elements, samples, channels or positions than a launch counts";
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+}
+
+}  // extern "C"
 
 namespace ladder_kernels::cuda {
 namespace {
@@ -19,43 +30,24 @@ int power_of_two(std::int64_t size, int most) {
   return power;
 }
 
-std::int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
-
-View batch_view(const at::Tensor& tensor, const Grid& grid) {
-  View view;
-  view.data = tensor.data_ptr();
-  view.dtype = dtype_of(tensor);
-  view.batch = tensor.size(0) == grid.batch ? tensor.stride(0) : 0;
-  return view;
-}
-
-// The dims of space are the last of `tensor`, from `first` on.
-void set_space(View& view, const at::Tensor& tensor, std::int64_t first) {
-  const std::int64_t lead = 3 - (tensor.dim() - first);
-  for (std::int64_t dim = first; dim < tensor.dim(); ++dim) view.space[lead + dim - first] = tensor.stride(dim);
-}
-
-bool takes_vectors(const Grid& grid, const View& view) {
+bool take_vectors(const Grid& grid, View& view, Dtype dtype) {
+  if (view.data == nullptr) return true;
   constexpr std::int64_t word = 16;
-  const std::int64_t size = size_of(view.dtype), row = grid.channels_inner ? view.space[2] : view.channel;
+  const std::int64_t size = size_of(dtype), row = grid.channels_inner ? view.space[2] : view.channel;
   const bool aligned = reinterpret_cast<std::uintptr_t>(view.data) % word == 0 && view.batch * size % word == 0 &&
                        view.half * size % word == 0 && row * size % word == 0;
-  return aligned && (grid.channels_inner ? view.channel : view.space[2]) == 1 &&
-         std::abs(row * size) <= std::numeric_limits<int>::max();
+  const bool neighbours = (grid.channels_inner ? view.channel : view.space[2]) == 1;
+  if (view.dtype != dtype || !aligned || !neighbours) return false;
+  if (std::abs(row * size) > std::numeric_limits<int>::max()) return false;
+  view.row_bytes = static_cast<int>(row * size);
+  return true;
 }
 
-// The grid of the latent that packed parameters q (B, 2C, *S) describe, its elements in the order of `channels_last`.
-// Space is not collapsed yet.
-Grid grid_of(const at::Tensor& q, bool channels_last) {
-  const LatentShape shape = shape_of(q, channels_last);
-  // Rows past the last one are numbered too, at most a block's.
-  constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
-  TORCH_CHECK_VALUE(shape.channels <= most && shape.positions <= most, "at most ", most,
-                    " channels and positions, got ", q.sizes());
+// The grid of the step's latent. Space is not collapsed yet.
+Grid grid_of(const LadderStep& step) {
+  const LatentShape shape = shape_of(step);
   Grid grid{};
-  grid.batch = shape.batch;
+  grid.batch = static_cast<int>(shape.batch);
   grid.rows = static_cast<int>(shape.rows);
   grid.columns = static_cast<int>(shape.columns);
   grid.channels_inner = shape.channels_inner;
@@ -65,70 +57,56 @@ Grid grid_of(const at::Tensor& q, bool channels_last) {
 }
 
 template <class T>
-Parameters<T> parameters_of(const Options& options, bool has_p) {
-  const VarianceMap<double> p_map = has_p ? options.map : unit_map(options.variance);
-  return {cast<T>(options.map), cast<T>(p_map), static_cast<T>(options.temperature)};
+Parameters<T> parameters_of(const LadderStep& step) {
+  return {cast<T>(q_map_of(step)), cast<T>(p_map_of(step)), static_cast<T>(step.temperature)};
 }
 
 }  // namespace
 
-Step step_of(const at::Tensor& q, const OptionalTensor& p, const OptionalTensor& source, const Options& options) {
-  check_inputs(q, p, source, options, at::kCUDA);
+bool fits(const LadderStep& step) {
+  // Rows past the last one are numbered too, at most a block's; and blocks, which have at least one element.
+  constexpr std::int64_t most = std::numeric_limits<int>::max() - (1 << 16);
+  const LatentShape shape = shape_of(step);
+  if (shape.batch > most || shape.channels > most || shape.positions > most) return false;
+  const Tiles tiles = tiles_of(grid_of(step), single_width, 1);
+  return shape.batch * tiles.row_blocks.value * tiles.column_blocks.value <= most;
+}
+
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source) {
   Step step{};
-  step.grid = grid_of(q, options.channels_last);
-  step.q = packed_view(q, step.grid);
-  if (p) step.p = packed_view(*p, step.grid);
-  step.draw = options.draw;
-  step.kl = options.kl;
-  step.variance = options.variance;
-  step.computed_in_double = computed_in_double(q, p, source);
-  step.in_float = parameters_of<float>(options, p.has_value());
-  step.in_double = parameters_of<double>(options, p.has_value());
-  if (options.philox) {
-    step.seed = source->const_data_ptr<std::int64_t>();
-  } else if (step.draw != Draw::mode) {
-    step.source = latent_view(*source, step.grid);
-  }
+  step.grid = grid_of(given);
+  step.q = packed_view(q, given.q, given);
+  step.p = packed_view(p, given.p, given);
+  step.source = view_of(source, given.source);
+  if (given.philox) step.seed = static_cast<const std::int64_t*>(source);
+  step.draw = static_cast<Draw>(given.draw);
+  step.kl = static_cast<KL>(given.kl);
+  step.variance = variance_of(given);
+  step.computed_in_double = given.in_double;
+  step.in_float = parameters_of<float>(given);
+  step.in_double = parameters_of<double>(given);
   return step;
 }
 
-Window window_of(const WindowSides& w, const Grid& grid) {
-  const int height = grid.space[1], width = grid.space[2];
-  check_window(w, height, width);
+Window window_of(const std::int64_t (&window)[4], const Grid& grid) {
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
-  return {narrow(w[0]), narrow(w[1]), narrow(w[2]), narrow(w[3]), height, width};
+  return {narrow(window[0]), narrow(window[1]), narrow(window[2]), narrow(window[3]), grid.space[1], grid.space[2]};
 }
 
-bool is_hot(const Step& step) {
-  return step.draw == Draw::noise && !step.computed_in_double &&
-         (step.p.data == nullptr || step.p.dtype == step.q.dtype) &&
-         (step.source.data == nullptr || step.source.dtype == Dtype::float32);
-}
-
-View packed_view(const at::Tensor& packed, const Grid& grid) {
-  View view = latent_view(packed, grid);
-  view.half = packed.size(1) / 2 * packed.stride(1);
+View view_of(const void* data, const LadderTensor& tensor) {
+  View view;
+  if (data == nullptr || tensor.dtype == 0) return view;
+  view.data = const_cast<void*>(data);
+  view.dtype = dtype_of(tensor);
+  view.batch = tensor.strides[0];
+  view.channel = tensor.strides[1];
+  for (int dim = 0; dim < 3; ++dim) view.space[dim] = tensor.strides[2 + dim];
   return view;
 }
 
-View latent_view(const at::Tensor& latent, const Grid& grid) {
-  View view = batch_view(latent, grid);
-  view.channel = latent.stride(1);
-  set_space(view, latent, 2);
-  return view;
-}
-
-View sample_view(const at::Tensor& values, const Grid& grid) { return batch_view(values, grid); }
-
-View channel_view(const at::Tensor& values, const Grid& grid) {
-  View view = batch_view(values, grid);
-  view.channel = values.stride(1);
-  return view;
-}
-
-View space_view(const at::Tensor& values, const Grid& grid) {
-  View view = batch_view(values, grid);
-  set_space(view, values, 1);
+View packed_view(const void* data, const LadderTensor& packed, const LadderStep& step) {
+  View view = view_of(data, packed);
+  view.half = step.channels * view.channel;
   return view;
 }
 
@@ -151,32 +129,47 @@ void collapse_space(Grid& grid, std::initializer_list<View*> views) {
     grid.space[dim] = from < 0 ? 1 : grid.space[from];
     for (View* const view : views) view->space[dim] = from < 0 ? 0 : view->space[from];
   }
+  grid.height = grid.space[1];
+  grid.width = grid.space[2];
 }
 
-bool take_vectors(const Grid& grid, std::initializer_list<View*> views) {
-  if (grid.space_dims != 1 || grid.columns % vector_width != 0) return false;
-  for (View* const view : views) {
-    if (view->data == nullptr) continue;
-    if (!takes_vectors(grid, *view)) return false;
-    const std::int64_t row = grid.channels_inner ? view->space[2] : view->channel;
-    view->row_bytes = static_cast<int>(row * size_of(view->dtype));
-  }
-  return true;
+bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initializer_list<View*> in_float) {
+  const Grid& grid = step.grid;
+  if (!is_hot(step.variance) || step.computed_in_double || grid.space_dims != 1 || grid.columns % vector_width != 0) return false;
+  const auto take_all = [&](std::initializer_list<View*> views, Dtype dtype) {
+    return std::all_of(views.begin(), views.end(), [&](View* view) { return take_vectors(grid, *view, dtype); });
+  };
+  const Dtype dtype = step.q.dtype, source = step.draw == Draw::latent ? dtype : Dtype::float32;
+  return take_all({&step.q, &step.p}, dtype) && take_vectors(grid, step.source, source) && take_all(like_q, dtype) &&
+         take_all(in_float, Dtype::float32);
 }
 
-Tiles tiles_of(const Grid& grid, int width, int max_steps) {
-  Tiles tiles{};
-  tiles.width = width;
-  tiles.lanes = power_of_two(divide_up(grid.columns, width), warp_size);
-  tiles.rows = power_of_two(grid.rows, max_threads / tiles.lanes);
-  tiles.column_blocks = divide_up(grid.columns, tiles.lanes * width);
-  const std::int64_t row_tiles = divide_up(grid.rows, tiles.rows);
-  const std::int64_t wanted = grid.batch * tiles.column_blocks * row_tiles / full_grid;
-  tiles.steps = static_cast<int>(std::clamp<std::int64_t>(wanted, 1, std::min<std::int64_t>(max_steps, row_tiles)));
-  tiles.row_blocks = divide_up(row_tiles, tiles.steps);
-  const std::int64_t blocks = grid.batch * tiles.row_blocks * tiles.column_blocks;
-  TORCH_CHECK_VALUE(blocks <= std::numeric_limits<int>::max(), "too many elements for one launch");
-  return tiles;
+Tiles tiles_of(const Grid& grid, int width, int most_turns) {
+  const int lanes = power_of_two(divide_up(grid.columns, width), max_columns / width);
+  const int rows = power_of_two(grid.rows, max_threads / lanes);
+  const std::int64_t column_blocks = divide_up(grid.columns, lanes * width), row_tiles = divide_up(grid.rows, rows);
+  const std::int64_t wanted = grid.batch * column_blocks * row_tiles / full_grid;
+  const std::int64_t turns = std::clamp<std::int64_t>(wanted, 1, std::min<std::int64_t>(most_turns, row_tiles));
+  const std::int64_t row_blocks = divide_up(row_tiles, turns);
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  return {width, rows, narrow(turns), lanes, narrow(row_blocks), narrow(column_blocks)};
+}
+
+std::int64_t partials_bytes(const Step& step, const Tiles& tiles) {
+  const Grid& grid = step.grid;
+  const std::int64_t values = std::int64_t{4} * blocks_per_sample(tiles) +
+                              std::int64_t{1} * tiles.column_blocks.value * grid.rows +
+                              std::int64_t{1} * tiles.row_blocks.value * grid.columns;
+  return grid.batch * values * (step.computed_in_double ? 8 : 4);
+}
+
+void set_partials(Forward& call, void* memory) {
+  const Grid& grid = call.step.grid;
+  const std::int64_t size = call.step.computed_in_double ? 8 : 4, blocks = blocks_per_sample(call.tiles);
+  char* const bytes = static_cast<char*>(memory);
+  call.block_sums = bytes;
+  call.row_sums = bytes + 4 * size * grid.batch * blocks;
+  call.column_sums = static_cast<char*>(call.row_sums) + size * grid.batch * call.tiles.column_blocks.value * grid.rows;
 }
 
 }  // namespace ladder_kernels::cuda

@@ -3,10 +3,32 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../formulas.h"
+#include <initializer_list>
+
 #include "../latent.h"
 
 namespace ladder_kernels::cuda {
+
+// A number that the device divides by: a division takes a GPU some twenty instructions, this takes three. The quotient
+// is (n + n * multiplier / 2^32) / 2^shift.
+struct Divisor {
+  Divisor(int value = 1) : value(value < 1 ? 1 : value) {
+    const std::uint64_t one = 1, divisor = static_cast<std::uint64_t>(this->value);
+    while (one << shift < divisor) ++shift;
+    multiplier = static_cast<std::uint32_t>(((((one << shift) - divisor) << 32) / divisor) + 1);
+  }
+
+  int value;
+  std::uint32_t multiplier;
+  int shift = 0;
+};
+
+// Of n >= 0.
+LADDER_FN int operator/(int n, const Divisor& divisor) {
+  const std::uint64_t high = math::wide_product(static_cast<std::uint32_t>(n), divisor.multiplier) >> 32;
+  return static_cast<int>((static_cast<std::uint32_t>(n) + static_cast<std::uint32_t>(high)) >> divisor.shift);
+}
+LADDER_FN int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
 
 // A tensor (B, C, *S), or packed parameters with `half` from means to raw values. Strides count elements; those of
 // space are the collapsed dims', aligned right. A sum over some dims is a view too, with stride 0 in them.
@@ -19,25 +41,29 @@ struct View {
 
 // A `LatentShape` in the integers that a GPU is fast with.
 struct Grid {
-  std::int64_t batch;
-  int rows, columns;
-  bool channels_inner;  // columns are channels
-  int space_dims;       // dims left of space once neighbours have been merged wherever all strides allow it
-  int space[3];         // their sizes, aligned right
+  int batch, rows, columns;
+  bool channels_inner;    // columns are channels
+  int space_dims;         // dims left of space once neighbours have been merged wherever all strides allow it
+  int space[3];           // their sizes, aligned right
+  Divisor height, width;  // the last two of them
 };
 
-// A block of threads takes `steps` tiles of one sample, down the rows: `rows` rows of `lanes` threads (a power of
-// two, at most a warp), each with `width` columns. All of it depends on shapes and strides alone, and so do the sums.
+// A block of threads takes `turns` tiles of one sample, down the rows: `rows` rows of `lanes` threads (a power of
+// two), each with `width` columns. All of it depends on shapes and strides alone, and so do the sums.
 struct Tiles {
-  int width, lanes, rows, steps;
-  std::int64_t row_blocks, column_blocks;
+  int width, rows, turns;
+  Divisor lanes, row_blocks, column_blocks;
 };
 
-// Two sixteen-byte words of float32, one of 16-bit elements, two Philox blocks.
-constexpr int vector_width = 8;
+// A thread's columns: two sixteen-byte words of float32, one of 16-bit elements, two Philox blocks; or, where words do
+// not serve, single elements.
+constexpr int vector_width = 8, single_width = 4;
+// A tile is no wider, so that a warp has several rows: their sums take fewer steps, and a tensor whose neighbours in
+// memory are those down the rows has its sectors used by one warp.
+constexpr int max_columns = 64;
 constexpr int warp_size = 32, max_threads = 128;
 
-LADDER_FN std::int64_t blocks_per_sample(const Tiles& tiles) { return tiles.row_blocks * tiles.column_blocks; }
+LADDER_FN int blocks_per_sample(const Tiles& tiles) { return tiles.row_blocks.value * tiles.column_blocks.value; }
 
 template <class T>
 struct Parameters {
@@ -61,27 +87,6 @@ struct Step {
 LADDER_FN const Parameters<float>& parameters(const Step& step, float) { return step.in_float; }
 LADDER_FN const Parameters<double>& parameters(const Step& step, double) { return step.in_double; }
 
-// A number that the device divides by: a division takes a GPU some twenty instructions, this takes three. The quotient
-// is (n + n * multiplier / 2^32) / 2^shift.
-struct Divisor {
-  Divisor(int value = 1) : value(value < 1 ? 1 : value) {
-    const std::uint64_t one = 1, divisor = static_cast<std::uint64_t>(this->value);
-    while (one << shift < divisor) ++shift;
-    multiplier = static_cast<std::uint32_t>(((((one << shift) - divisor) << 32) / divisor) + 1);
-  }
-
-  int value;
-  std::uint32_t multiplier;
-  int shift = 0;
-};
-
-// Of n >= 0.
-LADDER_FN int operator/(int n, const Divisor& divisor) {
-  const std::uint64_t high = math::wide_product(static_cast<std::uint32_t>(n), divisor.multiplier) >> 32;
-  return static_cast<int>((static_cast<std::uint32_t>(n) + static_cast<std::uint32_t>(high)) >> divisor.shift);
-}
-LADDER_FN int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
-
 // Rows and columns [start, stop) of the last two dims, and these dims' sizes.
 struct Window {
   int row_start, row_stop, column_start, column_stop;
@@ -94,20 +99,20 @@ struct Forward {
   bool has_window;
   Window window;
   View z, kl;
-  // Column sums of the KL (row blocks, batch, columns), row sums (column blocks, batch, rows), and of every block its
-  // KL, restricted KL, log q without constants and largest raw value (4, batch, row blocks x column blocks).
-  // Without a KL, those of the KL are not written.
-  void* partials;
+  // What blocks leave to be added up: `BlockSums` (batch, row blocks, column blocks); and of the KL, if there is one, row
+  // sums (column blocks, batch, rows) and column sums (row blocks, batch, columns).
+  void *block_sums, *row_sums, *column_sums;
 };
 
-// How many values `Forward::partials` holds.
-LADDER_FN std::int64_t partials_size(const Grid& grid, const Tiles& tiles) {
-  return grid.batch * (tiles.row_blocks * grid.columns + tiles.column_blocks * grid.rows + 4 * blocks_per_sample(tiles));
-}
+// A block's KL, restricted KL, log q without constants, and largest raw value.
+template <class T>
+struct alignas(4 * sizeof(T)) BlockSums {
+  T kl, restricted, log_q, largest_raw;
+};
 
 // Where the sums go, each contiguous and in the compute dtype; null where there is none.
 struct Sums {
-  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *qvar_max;
+  void *samplewise, *restricted, *row_sums, *column_sums, *logprob_q, *logvar_max;
 };
 
 struct Backward {
@@ -126,15 +131,50 @@ struct Sample {
   View z;
 };
 
-// The kernels, put on a stream. Which variant serves is decided by `tiles.width`: 1 is that of single elements.
+// The kernels, put on a stream. Which variant serves is decided by `tiles.width`.
 void launch_forward(const Forward& call, cudaStream_t stream);
 
-// Adds up what `launch_forward` left in `call.partials`.
+// Adds up what blocks of `launch_forward` left.
 void launch_sums(const Forward& call, const Sums& out, cudaStream_t stream);
 
 // p's gradient is summed over the batch if `shared_p`.
 void launch_backward(const Backward& call, bool shared_p, cudaStream_t stream);
 
 void launch_sample(const Sample& call, cudaStream_t stream);
+
+// ---- From a `LadderStep` to a plan.
+
+// Instead of a cudaError_t, which is never negative.
+constexpr int too_large = -1;
+
+// Whether one launch can count the step's elements.
+bool fits(const LadderStep& step);
+
+// Space is not collapsed yet, here and in views.
+Step step_of(const LadderStep& given, const void* q, const void* p, const void* source);
+
+Window window_of(const std::int64_t (&window)[4], const Grid& grid);
+
+View view_of(const void* data, const LadderTensor& tensor);
+
+// Of packed parameters.
+View packed_view(const void* data, const LadderTensor& packed, const LadderStep& step);
+
+// Merges neighbouring dims of space wherever all of `views`, which are all there are, allow it.
+void collapse_space(Grid& grid, std::initializer_list<View*> views);
+
+// Kinds with vector kernels: nobody trains with the other, whose would be a quarter more.
+constexpr bool is_hot(Variance kind) { return kind != Variance::stable_without_floor; }
+
+// Whether vector kernels serve: everything can be read and written in sixteen-byte words, in q's dtype or, of noise and
+// `in_float`, in float32. Prepares the views for that.
+bool take_vectors(Step& step, std::initializer_list<View*> like_q, std::initializer_list<View*> in_float = {});
+
+// `width` columns a thread and at most `most_turns` tiles a block.
+Tiles tiles_of(const Grid& grid, int width, int most_turns);
+
+// How much memory `set_partials` shares out, aligned to sixteen bytes.
+std::int64_t partials_bytes(const Step& step, const Tiles& tiles);
+void set_partials(Forward& call, void* memory);
 
 }  // namespace ladder_kernels::cuda

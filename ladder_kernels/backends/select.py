@@ -5,11 +5,12 @@ import importlib
 import logging
 import os
 import threading
+import warnings
 from contextlib import ContextDecorator
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder_kernels.geometry import device_type
 
@@ -22,6 +23,10 @@ _log = logging.getLogger("ladder_kernels")
 _environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
 # `name`: what `use_backend` forces in this thread. An attribute, because torch.compile guards those and no ContextVar.
 _forced = threading.local()
+
+
+PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+"""What a backend takes as it is; other tensors dispatch by themselves."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -78,19 +83,32 @@ def serving(q: Tensor, p: Tensor | None = None) -> str:
     """The name of the backend for a call with these parameters; of a graph, a forced one is part of its guards."""
     name = getattr(_forced, "name", None)
     if torch.compiler.is_compiling():
-        return name or default(q.device.type)
+        return name or ("torch" if _is_distributed(q, p) else default(q.device.type))
     name = name or (_environment and _forced_by_environment())
     if name is not None:
-        reason = load(name).unsupported(q, p)
+        reason = _reason_unsupported(load(name), q, p)
         if reason is not None:
             raise BackendUnavailableError(f"backend {name!r} cannot take this call: {reason}")
         return name
     for backend in _available(device_type(q)):
-        reason = backend.unsupported(q, p)
+        reason = _reason_unsupported(backend, q, p)
         if reason is None:
             return backend.NAME
         _say_not_used(backend.NAME, reason)
     raise AssertionError("the torch backend takes every tensor")
+
+
+def _reason_unsupported(backend: ModuleType, q: Tensor, p: Tensor | None) -> str | None:
+    if _is_distributed(q, p) and backend.NAME != "torch":
+        return "a DTensor has sharding rules for torch's own operators only"
+    return backend.unsupported(q, p)
+
+
+def _is_distributed(q: Tensor, p: Tensor | None) -> bool:
+    """Whether one is a DTensor, without its import, which takes a second."""
+    if type(q) in PLAIN and type(p) in PLAIN:
+        return False
+    return hasattr(q, "device_mesh") or hasattr(p, "device_mesh")
 
 
 @functools.cache
@@ -130,7 +148,7 @@ def _forced_by_environment() -> str | None:
 
 @functools.cache
 def _find(name: str) -> tuple[ModuleType | None, str | None]:
-    """The backend's module or None, and why it cannot run or None."""
+    """The backend's module or None, and why it cannot run or None. What is there but broken is warned of, once."""
     path = f"ladder_kernels.backends.{name}"
     try:
         module = importlib.import_module(path)
@@ -138,7 +156,11 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         return None, "not part of this version" if error.name == path else str(error)
     except Exception as error:  # whatever a broken library raises is a reason, not the user's problem
-        return None, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"the backend {name!r} of ladder_kernels is there but broken, and is not used: {reason}", stacklevel=2
+    )
+    return None, reason
 
 
 @functools.cache

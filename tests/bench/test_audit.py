@@ -1,7 +1,5 @@
 """The static audit finds what it is there to find, and its stored table is about the kernels as they are."""
 
-import importlib.util
-
 import pytest
 
 from bench.audit import cuda as audit_cuda
@@ -137,9 +135,10 @@ def test_a_cuda_kernel_is_known_by_its_name(monkeypatch, tmp_path, symbol, expec
     assert row["compiler"] == "nvcc 13.0.88"
 
 
-def test_an_extension_for_too_few_targets_is_refused(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("ladder_kernels._CUDA", str(tmp_path / "_CUDA.so"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
-    monkeypatch.setattr(audit_cuda, "run_tool", lambda *_, folder: (tmp_path / "_CUDA.1.sm_90.cubin").touch())
+def test_a_library_for_too_few_targets_is_refused(monkeypatch, tmp_path):
+    library = tmp_path / "library.so"
+    library.touch()
+    monkeypatch.setenv("LADDER_KERNELS_CUDA_LIBRARY", str(library))
+    monkeypatch.setattr(audit_cuda, "run_tool", lambda *_, folder: (tmp_path / "library.1.sm_90.cubin").touch())
     with pytest.raises(SystemExit, match="not built for sm_100, sm_80; run: make cuda"):
         audit_cuda.extract_cubins(str(tmp_path))

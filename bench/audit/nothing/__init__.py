@@ -1,17 +1,16 @@
 """The GPU backends on CPU tensors, their kernels launched into nothing: what is left is what a call costs the host."""
 
 import os
-import sys
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from bench.audit.fake_gpu import install
-from ladder_kernels.backends import select
+from ladder_kernels.backends import native, select
 
 ROOT = Path(__file__).parents[3]
-BUILD = ROOT / "out" / "nothing"
+LIBRARY = ROOT / "out" / "nothing" / "libladder_kernels_cuda.so"
 HERE = Path(__file__).parent
-HOST_CODE = ("module", "forward", "backward", "plan")
 
 
 def triton() -> None:
@@ -26,7 +25,9 @@ def cuda() -> None:
     """The same of `use_backend("cuda")`. Raises what building its host code raises."""
     from ladder_kernels.backends import cuda as backend
 
-    backend._functions._module = _build()
+    os.environ["LADDER_KERNELS_CUDA_LIBRARY"] = str(_build())
+    native.find.cache_clear()
+    backend.stream_of = lambda tensor: 0
     _serve_everything(backend)
 
 
@@ -36,20 +37,11 @@ def _serve_everything(backend: Any) -> None:
     select._find.cache_clear()
 
 
-def _build() -> Any:
-    """csrc/cuda without its kernels; building it takes about a minute, the first time."""
-    from torch.utils import cpp_extension  # here: to import it is to be told that there is no GPU
-
-    BUILD.mkdir(parents=True, exist_ok=True)
-    # pip puts ninja here, and the environment need not be activated.
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    sources = [ROOT / "csrc" / "cuda" / f"{name}.cpp" for name in HOST_CODE] + [HERE / "launches.cpp"]
-    return cpp_extension.load(
-        "_CUDA",
-        [str(source) for source in sources],
-        # As setup.py builds it; ahead of torch's headers come those of this folder.
-        extra_cflags=["-O2", "-g0", "-fvisibility=hidden", "-include", str(HERE / "cuda_means_cpu.h")],
-        extra_include_paths=[str(HERE)],
-        build_directory=str(BUILD),
-        with_cuda=False,
-    )
+def _build() -> Path:
+    """csrc/cuda without its kernels, which takes some seconds."""
+    LIBRARY.parent.mkdir(parents=True, exist_ok=True)
+    sources = map(str, [*sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), HERE / "launches.cpp"])
+    # As setup.py builds it; ahead of the toolkit's headers come those of this folder.
+    flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-shared", f"-I{HERE}"]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *sources, "-o", str(LIBRARY)], check=True)
+    return LIBRARY

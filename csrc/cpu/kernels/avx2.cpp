@@ -6,8 +6,9 @@
 #define LADDER_ISA avx2
 #include "backward.h"
 #include "forward.h"
+#include "noise.h"
 
 namespace ladder_kernels::cpu {
-const Kernels avx2_kernels{avx2::forward, avx2::backward, avx2::scratch_size};
+const Kernels avx2_kernels{avx2::forward, avx2::backward, avx2::scratch_size, avx2::twist, avx2::normal<float>};
 }
 #endif

@@ -6,8 +6,9 @@
 #define LADDER_ISA avx512
 #include "backward.h"
 #include "forward.h"
+#include "noise.h"
 
 namespace ladder_kernels::cpu {
-const Kernels avx512_kernels{avx512::forward, avx512::backward, avx512::scratch_size};
+const Kernels avx512_kernels{avx512::forward, avx512::backward, avx512::scratch_size, avx512::twist, avx512::normal<float>};
 }
 #endif

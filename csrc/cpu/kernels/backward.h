@@ -11,6 +11,7 @@ struct alignas(64) BackwardBuffers {
   InputBuffers<T> inputs;
   T grad_z[tile_size], half_grad_kl[tile_size], grad_by_column[tile_size], grad_elementwise[tile_size];
   T q_mean[tile_size], q_raw[tile_size], p_mean[tile_size], p_raw[tile_size], latent[tile_size];
+  double p_mean_total[tile_size], p_raw_total[tile_size];
 };
 
 // No other buffers are larger.
@@ -88,15 +89,16 @@ static void backward_tile(const Backward& call, const Tile& tile, BackwardBuffer
 // The tile of every sample, with p's gradients summed over them.
 template <class Options, class T = typename Options::T>
 static void backward_over_batch(const Backward& call, Tile tile, BackwardBuffers<T>& buffers) {
-  tile.batch = 0;
-  double* const mean = call.p_mean_total + first_element(call.step.grid, tile);
-  double* const raw = call.p_raw_total + first_element(call.step.grid, tile);
-  for (std::int64_t i = 0; i < size(tile); ++i) mean[i] = raw[i] = 0;
-  for (; tile.batch < call.step.grid.batch; ++tile.batch) {
+  const Grid& grid = call.step.grid;
+  for (std::int64_t i = 0; i < size(tile); ++i) buffers.p_mean_total[i] = buffers.p_raw_total[i] = 0;
+  for (tile.batch = 0; tile.batch < grid.batch; ++tile.batch) {
     backward_tile<Options>(call, tile, buffers);
-    add_to(mean, buffers.p_mean, size(tile));
-    add_to(raw, buffers.p_raw, size(tile));
+    add_to(buffers.p_mean_total, buffers.p_mean, size(tile));
+    add_to(buffers.p_raw_total, buffers.p_raw, size(tile));
   }
+  tile.batch = 0;
+  store(call.p_mean_total, grid, tile, buffers.p_mean_total);
+  store(call.p_raw_total, grid, tile, buffers.p_raw_total);
 }
 
 static void backward(const Backward& call, std::int64_t begin, std::int64_t end, void* scratch) {
@@ -105,7 +107,7 @@ static void backward(const Backward& call, std::int64_t begin, std::int64_t end,
     auto& buffers = *static_cast<BackwardBuffers<typename Options::T>*>(scratch);
     for (std::int64_t index = begin; index < end; ++index) {
       for_each_tile(call.step.grid, unit_at(call.step.grid, index), [&](const Tile& tile) {
-        if (call.p_mean_total != nullptr) {
+        if (call.shared_p) {
           backward_over_batch<Options>(call, tile, buffers);
         } else {
           backward_tile<Options>(call, tile, buffers);

@@ -255,8 +255,7 @@ static Rows<T> target(const View& view, const Grid& grid, const Tile& tile, T* b
 }
 
 template <class T>
-static void write(const View& view, const Grid& grid, const Tile& tile, const T* buffer) {
-  if (view.data == nullptr || in_place<T>(view, grid, tile).data != nullptr) return;
+static void store(const View& view, const Grid& grid, const Tile& tile, const T* buffer) {
   with_storage_type(view.dtype, [&](auto storage) {
     auto* const data = static_cast<decltype(storage)*>(view.data);
     for_each_piece(view, grid, tile, [&](const Piece& piece) {
@@ -264,6 +263,11 @@ static void write(const View& view, const Grid& grid, const Tile& tile, const T*
                  Strided{data + piece.offset, piece.row_stride, piece.column_stride});
     });
   });
+}
+
+template <class T>
+static void write(const View& view, const Grid& grid, const Tile& tile, const T* buffer) {
+  if (view.data != nullptr && in_place<T>(view, grid, tile).data == nullptr) store(view, grid, tile, buffer);
 }
 
 }  // namespace ladder_kernels::cpu::LADDER_ISA

@@ -1,8 +1,9 @@
 // What of a tensor is a thread's, and how it reads and writes it: sixteen bytes at a time where every tensor allows it,
-// else one element of any dtype.
+// else element by element, of any dtype and strides.
 //
-// An access names the compute type T, the `width` columns of a thread, and two kinds of references to a thread's
-// columns in one sample of a view, which are loaded from and stored to row by row.
+// An access names the compute type T, the `width` columns of a thread, how many `blocks` an SM is to hold (which bounds
+// the registers), and two kinds of references to a thread's columns in one sample of a view, which are loaded from and
+// stored to row by row.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,48 +29,36 @@ LADDER_FN void convert(double from, double& to) { to = from; }
 LADDER_FN void convert(double from, __half& to) { to = __double2half(from); }
 LADDER_FN void convert(double from, __nv_bfloat16& to) { to = __double2bfloat16(from); }
 
-// The element at `offset`, of the dtype that the view has at run time.
-template <class T>
-LADDER_FN T load_any(const View& view, std::int64_t offset) {
-  T value;
+// f(the view's first element, of its dtype).
+template <class F>
+__device__ __forceinline__ void with_dtype(const View& view, F f) {
   switch (view.dtype) {
-    case Dtype::float16: convert(static_cast<const __half*>(view.data)[offset], value); break;
-    case Dtype::bfloat16: convert(static_cast<const __nv_bfloat16*>(view.data)[offset], value); break;
-    case Dtype::float32: convert(static_cast<const float*>(view.data)[offset], value); break;
-    case Dtype::float64: convert(static_cast<const double*>(view.data)[offset], value); break;
-  }
-  return value;
-}
-
-template <class T>
-LADDER_FN void store_any(const View& view, std::int64_t offset, T value) {
-  switch (view.dtype) {
-    case Dtype::float16: convert(value, static_cast<__half*>(view.data)[offset]); break;
-    case Dtype::bfloat16: convert(value, static_cast<__nv_bfloat16*>(view.data)[offset]); break;
-    case Dtype::float32: convert(value, static_cast<float*>(view.data)[offset]); break;
-    case Dtype::float64: convert(value, static_cast<double*>(view.data)[offset]); break;
+    case Dtype::float16: return f(static_cast<__half*>(view.data));
+    case Dtype::bfloat16: return f(static_cast<__nv_bfloat16*>(view.data));
+    case Dtype::float32: return f(static_cast<float*>(view.data));
+    case Dtype::float64: return f(static_cast<double*>(view.data));
   }
 }
 
 // ---- Where a thread's elements lie.
 
-// `collapsed`: known to have one dim of space.
+// `collapsed`: known to have one dim of space. Of a position, else of a channel.
 template <bool collapsed>
-LADDER_FN std::int64_t position_offset(const Grid& grid, const View& view, int position) {
-  if (collapsed || grid.space_dims == 1) return position * view.space[2];
-  const int plane = position / grid.space[2];
-  return plane / grid.space[1] * view.space[0] + plane % grid.space[1] * view.space[1] +
-         position % grid.space[2] * view.space[2];
+LADDER_FN std::int64_t offset(const Grid& grid, const View& view, int index, bool position) {
+  if (collapsed || grid.space_dims == 1 || !position) return index * (position ? view.space[2] : view.channel);
+  const int plane = index / grid.width;
+  return plane / grid.height * view.space[0] + plane % grid.height * view.space[1] +
+         index % grid.width * view.space[2];
 }
 
 template <bool collapsed>
 LADDER_FN std::int64_t row_offset(const Grid& grid, const View& view, int row) {
-  return grid.channels_inner ? position_offset<collapsed>(grid, view, row) : row * view.channel;
+  return offset<collapsed>(grid, view, row, grid.channels_inner);
 }
 
 template <bool collapsed>
 LADDER_FN std::int64_t column_offset(const Grid& grid, const View& view, int column) {
-  return grid.channels_inner ? column * view.channel : position_offset<collapsed>(grid, view, column);
+  return offset<collapsed>(grid, view, column, !grid.channels_inner);
 }
 
 // Whether a flat position of space lies in the window.
@@ -79,11 +68,11 @@ LADDER_FN bool inside(const Window& window, int position) {
          column < window.column_stop;
 }
 
-// A thread's place: its sample, its columns, and its rows `row`, `row + tiles.rows`, ... of `tiles.steps`.
+// A thread's place: its sample, its columns, and its rows `row`, `row + tiles.rows`, ... of `tiles.turns`.
 //
 // Its columns are vectors of `vector` neighbours, `gap` apart, so that neighbouring threads have neighbouring vectors.
 struct Place {
-  std::int64_t sample, row_block, column_block;
+  int sample, row_block, column_block;
   int lane;  // among the threads of a row
   int row, column, gap;
   bool has_columns;
@@ -94,19 +83,20 @@ struct Place {
   }
 };
 
-template <int width, int vector>
-LADDER_FN Place place_of(const Grid& grid, const Tiles& tiles, std::int64_t block, int thread) {
+template <class Access>
+LADDER_FN Place place_of(const Grid& grid, const Tiles& tiles, int block, int thread) {
+  constexpr int width = Access::width, vector = Access::vector;
+  const int lanes = tiles.lanes.value, row_block = block / tiles.column_blocks;
   Place place;
   place.column_block = block % tiles.column_blocks;
-  place.row_block = block / tiles.column_blocks % tiles.row_blocks;
-  place.sample = block / (tiles.column_blocks * tiles.row_blocks);
+  place.row_block = row_block % tiles.row_blocks;
+  place.sample = row_block / tiles.row_blocks;
   place.lane = thread % tiles.lanes;
-  place.row = static_cast<int>(place.row_block * tiles.steps * tiles.rows) + thread / tiles.lanes;
-  const int first = static_cast<int>(place.column_block * tiles.lanes * width);
-  const int columns = min(grid.columns - first, tiles.lanes * width);
+  place.row = place.row_block * tiles.turns * tiles.rows + thread / tiles.lanes;
+  const int first = place.column_block * lanes * width, columns = min(grid.columns - first, lanes * width);
   place.column = first + place.lane * vector;
-  place.gap = columns / (width / vector);
-  place.has_columns = place.lane * width < columns && thread < tiles.lanes * tiles.rows;
+  place.gap = Access::ragged ? lanes : columns / (width / vector);
+  place.has_columns = place.lane * vector < min(place.gap, columns) && thread < lanes * tiles.rows;
   return place;
 }
 
@@ -120,7 +110,7 @@ struct Values {
 // For what a loop needs in every turn: without this the compiler computes addresses anew for each row, to save registers
 // that nothing else asks for.
 __device__ __forceinline__ std::size_t pinned(std::size_t value) {
-  asm volatile("" : "+l"(value));
+  asm("" : "+l"(value));
   return value;
 }
 template <class T>
@@ -169,23 +159,39 @@ class VectorColumns {
   int row_bytes, gap;
 };
 
-template <class T>
-class SingleColumn {
+// Any strides and dtypes. Columns past the last one read as zeros.
+template <class T, int width>
+class SingleColumns {
  public:
-  __device__ SingleColumn(const Grid& grid, const View& view, const Place& place, int half = 0)
-      : grid(grid),
-        view(view),
-        first(place.sample * view.batch + half * view.half + column_offset<false>(grid, view, place.column)) {}
+  __device__ SingleColumns(const Grid& grid, const View& view, const Place& place, int half = 0)
+      : grid(grid), view(view), place(place), first(place.sample * view.batch + half * view.half) {}
 
-  __device__ Values<T, 1> load(int row) const { return {load_any<T>(view, first + row_offset<false>(grid, view, row))}; }
+  __device__ Values<T, width> load(int row) const {
+    Values<T, width> values{};
+    each(row, [&](const auto& element, int i) { convert(element, values.at[i]); });
+    return values;
+  }
 
-  __device__ void store(int row, Values<T, 1> value) const {
-    store_any(view, first + row_offset<false>(grid, view, row), value.at[0]);
+  __device__ void store(int row, const Values<T, width>& values) const {
+    each(row, [&](auto& element, int i) { convert(values.at[i], element); });
   }
 
  private:
+  template <class F>
+  __device__ void each(int row, F f) const {
+    const std::int64_t in_row = first + row_offset<false>(grid, view, row);
+    with_dtype(view, [&](auto* data) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const int column = place.column_of<1>(i);
+        if (column < grid.columns) f(data[in_row + column_offset<false>(grid, view, column)], i);
+      }
+    });
+  }
+
   const Grid& grid;
   const View& view;
+  const Place& place;
   std::int64_t first;
 };
 
@@ -193,18 +199,20 @@ class SingleColumn {
 template <class E>
 struct Vectors {
   using T = float;
-  static constexpr int width = vector_width, vector = 16 / sizeof(E);
+  static constexpr int width = vector_width, vector = 16 / sizeof(E), blocks = 5;
+  static constexpr bool ragged = false;
   using Columns = VectorColumns<E, width, vector>;
   using FloatColumns = VectorColumns<float, width, vector>;
 };
 
-// Any strides and dtypes.
+// Any strides and dtypes. A thread may have columns past the last one.
 template <class Compute>
 struct Singles {
   using T = Compute;
-  static constexpr int width = 1, vector = 1;
-  using Columns = SingleColumn<T>;
-  using FloatColumns = SingleColumn<T>;
+  static constexpr int width = single_width, vector = 1, blocks = sizeof(T) == sizeof(float) ? 3 : 2;
+  static constexpr bool ragged = true;
+  using Columns = SingleColumns<T, width>;
+  using FloatColumns = Columns;
 };
 
 }  // namespace ladder_kernels::cuda

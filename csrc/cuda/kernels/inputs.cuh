@@ -1,6 +1,8 @@
 // What every kernel reads: the parameters of q and p, and what z is made of.
 #pragma once
 
+#include <type_traits>
+
 #include "../../philox.h"
 #include "access.cuh"
 
@@ -15,73 +17,61 @@ struct Options {
   static constexpr Variance variance = variance_;
 };
 
-// Noise.
-template <KL kl, Variance variance, bool philox, bool p>
-struct HotPath {
-  static constexpr bool may_be_given = false;
-  static constexpr bool needs_registers = variance == Variance::softplus;
+// f(the step's options).
+#pragma nv_exec_check_disable
+template <class F>
+LADDER_FN auto with_options(const Step& step, F f) {
+  return with_variance(step.variance, [&](auto variance) {
+    const auto with_kl = [&](auto draw) {
+      switch (step.kl) {
+        case KL::none: return f(Options<draw.value, KL::none, variance.value>{});
+        case KL::monte_carlo: return f(Options<draw.value, KL::monte_carlo, variance.value>{});
+        default: return f(Options<draw.value, KL::analytic, variance.value>{});
+      }
+    };
+    switch (step.draw) {
+      case Draw::noise: return with_kl(std::integral_constant<Draw, Draw::noise>{});
+      case Draw::latent: return with_kl(std::integral_constant<Draw, Draw::latent>{});
+      default: return with_kl(std::integral_constant<Draw, Draw::mode>{});
+    }
+  });
+}
 
-  __device__ static bool has_kl(const Step&) { return kl != KL::none; }
-  __device__ static bool has_philox(const Step&) { return philox; }
+template <class Known, bool p>
+struct HotPath {
+  static constexpr bool may_have_p = p;
+  static constexpr bool latent = Known::draw == Draw::latent, softplus = Known::variance == Variance::softplus;
+  template <class Access>
+  using Source = std::conditional_t<latent, typename Access::Columns, typename Access::FloatColumns>;
+
+  __device__ static bool has_kl(const Step&) { return Known::kl != KL::none; }
+  __device__ static bool has_seed(const Step& step) { return Known::draw == Draw::noise && step.seed != nullptr; }
+  __device__ static bool has_source(const Step&) { return Known::draw != Draw::mode; }
   __device__ static bool has_p(const Step&) { return p; }
 
   template <class F>
   __device__ static auto with(const Step&, F f) {
-    return f(Options<Draw::noise, kl, variance>{});
+    return f(Known{});
   }
 };
 
 struct AnyPath {
-  static constexpr bool may_be_given = true;  // the latent
-  static constexpr bool needs_registers = false;
+  static constexpr bool may_have_p = true, latent = true, softplus = false;
+  template <class Access>
+  using Source = typename Access::Columns;
 
   __device__ static bool has_kl(const Step& step) { return step.kl != KL::none; }
-  __device__ static bool has_philox(const Step& step) { return step.seed != nullptr; }
+  __device__ static bool has_seed(const Step& step) { return step.seed != nullptr; }
+  __device__ static bool has_source(const Step& step) { return step.source.data != nullptr; }
   __device__ static bool has_p(const Step& step) { return step.p.data != nullptr; }
 
   template <class F>
   __device__ static auto with(const Step& step, F f) {
-    switch (step.draw) {
-      case Draw::noise: return with_kl<Draw::noise>(step, f);
-      case Draw::latent: return with_kl<Draw::latent>(step, f);
-      default: return with_kl<Draw::mode>(step, f);
-    }
-  }
-
- private:
-  template <Draw draw, class F>
-  __device__ static auto with_kl(const Step& step, F f) {
-    switch (step.kl) {
-      case KL::none: return with_options<draw, KL::none>(step, f);
-      case KL::monte_carlo: return with_options<draw, KL::monte_carlo>(step, f);
-      default: return with_options<draw, KL::analytic>(step, f);
-    }
-  }
-
-  template <Draw draw, KL kl, class F>
-  __device__ static auto with_options(const Step& step, F f) {
-    return with_variance(step.variance, [&](auto known) { return f(Options<draw, kl, decltype(known)::value>{}); });
+    return with_options(step, f);
   }
 };
 
 // ---- The inputs.
-
-// The normals of `seed`, four to a Philox block; every vector, from `first` on `gap` apart, begins a block.
-template <class T, int width, int vector>
-LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t first, int gap) {
-  static_assert(vector % 4 == 0, "whole blocks");
-  Values<T, width> values;
-#pragma unroll
-  for (int i = 0; i < width; i += 4) {
-    const auto words = philox4x32<std::uint32_t>((first + (i / vector * gap + i % vector)) / 4, seed);
-    const auto pair0 = box_muller<T>(words.word0, words.word1), pair1 = box_muller<T>(words.word2, words.word3);
-    values.at[i] = pair0.first;
-    values.at[i + 1] = pair0.second;
-    values.at[i + 2] = pair1.first;
-    values.at[i + 3] = pair1.second;
-  }
-  return values;
-}
 
 // One element alone makes its own block and keeps one lane.
 template <class T>
@@ -92,9 +82,38 @@ LADDER_FN T philox_normal(std::uint64_t seed, std::uint64_t element) {
   return element & 1 ? pair.second : pair.first;
 }
 
+// The normals of `seed` for the elements `first` and so on, in vectors `gap` apart. A vector begins a block of Philox,
+// which makes four; an element alone keeps one of them.
+template <class T, int width, int vector>
+LADDER_FN Values<T, width> philox_normals(std::uint64_t seed, std::uint64_t first, int gap) {
+  static_assert(vector == 1 || vector % 4 == 0, "whole blocks");
+  Values<T, width> values;
+#pragma unroll
+  for (int i = 0; i < width; i += vector == 1 ? 1 : 4) {
+    if constexpr (vector == 1) {
+      values.at[i] = philox_normal<T>(seed, first + i * gap);
+    } else {
+      const auto words = philox4x32<std::uint32_t>((first + (i / vector * gap + i % vector)) / 4, seed);
+      const auto pair0 = box_muller<T>(words.word0, words.word1), pair1 = box_muller<T>(words.word2, words.word3);
+      values.at[i] = pair0.first;
+      values.at[i + 1] = pair0.second;
+      values.at[i + 2] = pair1.first;
+      values.at[i + 3] = pair1.second;
+    }
+  }
+  return values;
+}
+
 template <Variance kind, class T>
 LADDER_FN Gaussian<kind, T> gaussian_of(T mean, T raw, VarianceMap<T> map) {
   return gaussian<kind>(mean, raw, exponential<kind>(raw, map), map);
+}
+
+// That of p; where the compiler knows that there is none, the constants of N(0, I).
+template <class Path, Variance kind, class T>
+LADDER_FN Gaussian<kind, T> prior_of(T mean, T raw, VarianceMap<T> map) {
+  if constexpr (!Path::may_have_p) return {T(0), T(1), T(1), T(1), T(0), T(0), false, T(0), T(1), T(1)};
+  return gaussian_of<kind>(mean, raw, map);
 }
 
 // Parameters of q or p, or their gradients.
@@ -112,7 +131,7 @@ struct Inputs {
   const Step& step;
   const Parameters<T>& parameters;
   typename Access::Columns q_mean, q_raw, p_mean, p_raw;
-  typename Access::FloatColumns source;
+  typename Path::template Source<Access> source;
   std::uint64_t seed;
   std::uint64_t element;  // index in z's memory of the first column, were it in row 0
   int gap;
@@ -125,8 +144,8 @@ struct Inputs {
         p_mean(step.grid, step.p, place, 0),
         p_raw(step.grid, step.p, place, 1),
         source(step.grid, step.source, place),
-        seed(Path::has_philox(step) ? static_cast<std::uint64_t>(*step.seed) : 0),
-        element(pinned(place.sample * step.grid.rows * step.grid.columns + place.column)),
+        seed(Path::has_seed(step) ? static_cast<std::uint64_t>(*step.seed) : 0),
+        element(pinned(std::uint64_t{1} * place.sample * step.grid.rows * step.grid.columns + place.column)),
         gap(place.gap) {}
 
   __device__ Packed<T, width> load_q(int row) const { return {q_mean.load(row), q_raw.load(row)}; }
@@ -139,13 +158,9 @@ struct Inputs {
 
   // Noise or the given z; for the mode nothing.
   __device__ Values<T, width> load_source(int row) const {
-    if (!Path::has_philox(step)) return step.source.data == nullptr ? Values<T, width>{} : source.load(row);
+    if (!Path::has_seed(step)) return Path::has_source(step) ? source.load(row) : Values<T, width>{};
     const std::uint64_t first = element + static_cast<std::int64_t>(row) * step.grid.columns;
-    if constexpr (width == 1) {
-      return {philox_normal<T>(seed, first)};
-    } else {
-      return philox_normals<T, width, Access::vector>(seed, first, gap);
-    }
+    return philox_normals<T, width, Access::vector>(seed, first, gap);
   }
 };
 

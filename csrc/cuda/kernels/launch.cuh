@@ -1,8 +1,6 @@
 // From a plan to a running kernel.
 #pragma once
 
-#include <type_traits>
-
 #include "inputs.cuh"
 
 namespace ladder_kernels::cuda {
@@ -13,7 +11,7 @@ void launch(Kernel kernel, std::int64_t blocks, int threads, cudaStream_t stream
 }
 
 inline int threads_of(const Tiles& tiles) {
-  const int threads = tiles.lanes * tiles.rows;
+  const int threads = tiles.lanes.value * tiles.rows;
   return threads < warp_size ? warp_size : threads;
 }
 
@@ -32,33 +30,17 @@ void with_singles(const Step& step, F f) {
   step.computed_in_double ? f(Singles<double>{}) : f(Singles<float>{});
 }
 
-template <class F>
-void with_flag(bool flag, F f) {
-  flag ? f(std::true_type{}) : f(std::false_type{});
-}
-
-// f(path): of a call that takes vectors, without a KL.
-template <class F>
-void with_hot_path_without_kl(const Step& step, F f) {
-  with_variance(step.variance, [&](auto variance) {
-    with_flag(step.seed != nullptr, [&](auto philox) {
-      f(HotPath<KL::none, decltype(variance)::value, decltype(philox)::value, false>{});
-    });
-  });
-}
-
-// With one.
+// f(path): of a call that takes vectors.
 template <class F>
 void with_hot_path(const Step& step, F f) {
-  with_flag(step.kl == KL::analytic, [&](auto analytic) {
-    with_variance(step.variance, [&](auto variance) {
-      with_flag(step.seed != nullptr, [&](auto philox) {
-        with_flag(step.p.data != nullptr, [&](auto p) {
-          constexpr KL kl = decltype(analytic)::value ? KL::analytic : KL::monte_carlo;
-          f(HotPath<kl, decltype(variance)::value, decltype(philox)::value, decltype(p)::value>{});
-        });
-      });
-    });
+  with_options(step, [&](auto known) {
+    using Known = decltype(known);
+    if constexpr (is_hot(Known::variance)) {
+      if constexpr (Known::kl != KL::none) {
+        if (step.p.data != nullptr) return f(HotPath<Known, true>{});
+      }
+      f(HotPath<Known, false>{});
+    }
   });
 }
 

@@ -5,6 +5,7 @@ traced by compilers and transformed by torch.func, so nothing is written in plac
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     kl = None
     if step.kl != "none":
         kl = divergence(posterior, _prior(p, q, step, dtype), latent, step.kl == "analytic")
-    count = math.prod(latent_shape(q)[1:])
+    # torch.jit.trace has sizes as tensors: an integer one times a number would be of the default dtype.
+    count: Any = math.prod(latent_shape(q)[1:])
+    count = count.to(dtype) if isinstance(count, Tensor) else count
     kl_channelwise = None if kl is None else kl.flatten(2).sum(2)
     return StepOutputs(
         z=None if step.draw == "latent" else dense(latent.z.to(q.dtype), step.channels_last),

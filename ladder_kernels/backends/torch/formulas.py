@@ -67,6 +67,11 @@ def gaussian(mean: Tensor, raw: Tensor, variance: VarianceMap) -> Gaussian:
     raw, clamped = clamp(raw, variance)
     zero = raw.new_zeros(())
     # At 0 minimum and maximum pass half of the gradient each, together all of it.
+    if variance.kind == "stable" and variance.floor == 0.0:
+        below, square = torch.minimum(raw, zero), 1.0 + torch.maximum(raw, zero)
+        exponent, rest = 0.5 * below, torch.sqrt(square)
+        log_var = below + torch.log(square)
+        return Gaussian(mean, torch.exp(exponent) * rest, log_var, exponent, rest, (1.0, square), clamped)
     if variance.kind == "stable":
         exponential = torch.exp(torch.minimum(raw, zero))
         var = exponential + torch.maximum(raw, zero) + variance.floor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ladder_kernels.backends.step import compute_dtype
-from ladder_kernels.geometry import dense
+from ladder_kernels.geometry import dense, is_channels_last
 
 CONSTANTS = ("min_signal", "max_signal", "min_sigma", "tolerance", "mean", "std")
 """The rows of a table of constants (6, C)."""
@@ -48,11 +48,11 @@ class Mixture(NamedTuple):
     largest: Tensor
 
 
-def forward(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, channels_last: bool) -> Tensor:
+def forward(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor) -> Tensor:
     """The log-likelihood (B, C, *S) of x and signal (B, C, *S), weight (C, 3n, c) and `CONSTANTS` (6, C)."""
     of = mixture(x, signal, weight, constants)
     log_density = torch.log(of.densities / of.shares) + (of.largest - 0.5 * math.log(2 * math.pi))
-    return dense(log_density, channels_last)
+    return dense(log_density, is_channels_last(signal))
 
 
 def backward(
@@ -61,12 +61,12 @@ def backward(
     signal: Tensor,
     weight: Tensor,
     constants: Tensor,
-    channels_last: bool,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """At x, signal and weight, where needed."""
     t, rows, components, shares, densities, _ = mixture(x, signal, weight, constants)
     min_signal, max_signal, min_sigma, _, _, std = _per_channel(constants, x, t.dtype)
+    channels_last = is_channels_last(signal)
     arriving = grad.to(t.dtype) / densities
     responsible = [arriving * each.density for each in components]
     pulls = [r * each.eps * each.inverse_std for r, each in zip(responsible, components, strict=True)]

@@ -7,9 +7,11 @@ import triton.language as tl
 
 from ladder_kernels.backends.triton.formulas import draw_latent, standard_normal, step_gradients
 from ladder_kernels.backends.triton.tile import (
+    dense_pointers,
     in_latent,
     inside,
     load_gaussian,
+    load_seed,
     load_source,
     load_tile,
     place_tile,
@@ -44,93 +46,79 @@ def backward_kernel(
     window,
     temperature,
     variance,  # Variance
-    DRAW: tl.constexpr,
-    KL: tl.constexpr,
-    CHANNELS_INNER: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    MASKED: tl.constexpr,
-    WIDE: tl.constexpr,
-    SHARED_P: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    FAST: tl.constexpr,
+    mode,  # Mode
 ):
     """One program: a sample, a block of columns, tiles down the rows.
 
-    With SHARED_P, a p of batch 1 that needs a gradient, the tiles are the samples of one block of rows instead (and
+    With `shared_p`, a p of batch 1 that needs a gradient, the tiles are the samples of one block of rows instead (and
     the grid has no batch): p's gradient is summed over them in order.
-
-    DRAW and KL are what gradients flow through: "mode" where none flows through eps, "none" where no KL was used.
     """
-    program = this_program(layout)
-    p_mean_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
-    p_raw_sum = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
-    seed = tl.load(source.data) if DRAW == "seed" else 0
+    program = this_program(mode)
+    p_mean_sum = tl.zeros([mode.block_rows, mode.block_columns], mode.compute)
+    p_raw_sum = tl.zeros([mode.block_rows, mode.block_columns], mode.compute)
+    seed = load_seed(source, mode)
 
     for tile_index in range(layout.tiles):
         sample, row_tile = program.sample, program.row_block
-        if SHARED_P:
+        if mode.shared_p:
             sample += tile_index
         else:
             row_tile = program.row_block * layout.tiles + tile_index
-        place = place_tile(layout, sample, row_tile, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS)
-        mask = in_latent(place) if MASKED else None
-        of_q = load_gaussian(q, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
-        drawn_from = load_source(source, seed, place, layout.space, mask, DRAW, CHANNELS_INNER, ALIGNED, COMPUTE, FAST)
-        latent = draw_latent(of_q, drawn_from, temperature, DRAW)
+        place = place_tile(layout, sample, row_tile, program.column_block, mode)
+        mask = in_latent(place) if mode.masked else None
+        of_q = load_gaussian(q, place, layout.space, mask, variance, mode)
+        drawn_from = load_source(source, seed, place, layout.space, mask, mode)
+        latent = draw_latent(of_q, drawn_from, temperature, mode)
         grad_z = None
         grad_kl = None
         grad_log_q = None
         if incoming.z is not None:
-            grad_z = load_tile(incoming.z + (place.latent_row + place.column), mask, COMPUTE)
+            grad_z = load_tile(dense_pointers(incoming.z, place), mask, mode)
         if incoming.log_q is not None:
-            grad_log_q = _of_sample(incoming.log_q, sample, COMPUTE)
-        of_p = standard_normal(COMPUTE)
-        if KL != "none":
-            grad_kl = _grad_kl(incoming, place, window, mask, CHANNELS_INNER, MASKED, COMPUTE)
+            grad_log_q = _of_sample(incoming.log_q, sample, mode)
+        of_p = standard_normal(mode.compute)
+        if mode.kl != "none":
+            grad_kl = _grad_kl(incoming, place, window, mask, mode)
             if p is not None:
-                of_p = load_gaussian(p, place, layout.space, mask, variance, CHANNELS_INNER, COMPUTE, FAST)
+                of_p = load_gaussian(p, place, layout.space, mask, variance, mode)
 
-        grads = step_gradients(of_q, of_p, latent, grad_z, grad_kl, grad_log_q, variance, DRAW, KL, FAST)
+        grads = step_gradients(of_q, of_p, latent, grad_z, grad_kl, grad_log_q, variance, mode)
         if grad_q is not None:
-            store_packed(grad_q, grads.q_mean, grads.q_raw, place, mask, CHANNELS_INNER)
+            store_packed(grad_q, grads.q_mean, grads.q_raw, place, mask, mode)
         if grad_latent is not None:
             store_latent(grad_latent, grads.latent, place, mask)
-        if SHARED_P:
+        if mode.shared_p:
             p_mean_sum += grads.p_mean
             p_raw_sum += grads.p_raw
         elif grad_p is not None:
-            store_packed(grad_p, grads.p_mean, grads.p_raw, place, mask, CHANNELS_INNER)
+            store_packed(grad_p, grads.p_mean, grads.p_raw, place, mask, mode)
 
-    if SHARED_P:
-        place = place_tile(
-            layout, program.sample, program.row_block, program.column_block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS
-        )
-        mask = in_latent(place) if MASKED else None
-        store_packed(grad_p, p_mean_sum, p_raw_sum, place, mask, CHANNELS_INNER)
+    if mode.shared_p:
+        place = place_tile(layout, program.sample, program.row_block, program.column_block, mode)
+        mask = in_latent(place) if mode.masked else None
+        store_packed(grad_p, p_mean_sum, p_raw_sum, place, mask, mode)
 
 
 @triton.jit
-def _of_sample(grad, sample, COMPUTE: tl.constexpr):
-    return tl.load(grad.data + sample * grad.strides[0]).to(COMPUTE)
+def _of_sample(grad, sample, mode):
+    return tl.load(grad.data + sample * grad.strides[0]).to(mode.compute)
 
 
 @triton.jit
-def _grad_kl(incoming, place, window, mask, CHANNELS_INNER: tl.constexpr, MASKED: tl.constexpr, COMPUTE: tl.constexpr):
+def _grad_kl(incoming, place, window, mask, mode):
     """The gradient of the elementwise KL: that of every reduction, broadcast back."""
-    grad = tl.zeros([1, 1], COMPUTE)
+    grad = tl.zeros([1, 1], mode.compute)
     if incoming.samplewise is not None:
-        grad += _of_sample(incoming.samplewise, place.sample, COMPUTE)
+        grad += _of_sample(incoming.samplewise, place.sample, mode)
     if incoming.restricted is not None:
-        weight = inside(place.row if CHANNELS_INNER else place.column, window).to(COMPUTE)
-        grad += weight * _of_sample(incoming.restricted, place.sample, COMPUTE)
+        weight = inside(place.row if mode.channels_inner else place.column, window).to(mode.compute)
+        grad += weight * _of_sample(incoming.restricted, place.sample, mode)
     if incoming.over_rows is not None:
-        column_mask = place.column < place.columns if MASKED else None
-        grad += load_tile(incoming.over_rows + place.sample * place.columns + place.column, column_mask, COMPUTE)
+        column_mask = place.column < place.columns if mode.masked else None
+        grad += load_tile(incoming.over_rows + place.sample * place.columns + place.column, column_mask, mode)
     if incoming.over_columns is not None:
-        row_mask = place.row < place.rows if MASKED else None
-        grad += load_tile(incoming.over_columns + place.sample * place.rows + place.row, row_mask, COMPUTE)
+        row_mask = place.row < place.rows if mode.masked else None
+        grad += load_tile(incoming.over_columns + place.sample * place.rows + place.row, row_mask, mode)
     if incoming.elementwise is not None:
-        grad += load_tile(incoming.elementwise + (place.latent_row + place.column), mask, COMPUTE)
+        grad += load_tile(dense_pointers(incoming.elementwise, place), mask, mode)
     return grad

@@ -41,7 +41,7 @@ class Variance(NamedTuple):
     @staticmethod
     @functools.cache
     def of(variance: VarianceMap) -> "Variance":
-        has_exponent = variance.kind != "stable" and variance.floor == 0.0
+        has_exponent = variance.floor == 0.0
         has_rest = variance.kind in ("stable", "softplus")
         values = (*variance.fields(), has_exponent, has_rest)
         return Variance(*(None if value is None else tl.constexpr(value) for value in values))
@@ -57,9 +57,9 @@ class Gaussian(NamedTuple):
     std: Any
     exponent: Any
     rest: Any
-    inverse_near: Any  # exp(-exponent) is inverse_near * inverse_far; neither is infinite: 0 / std is 0
-    inverse_far: Any
-    rest_inverse: Any  # 1 / rest
+    inverse_a: Any  # exp(-exponent) is inverse_a * inverse_b; neither is infinite: 0 / std is 0
+    inverse_b: Any
+    inverse_rest: Any  # 1 / rest
     raw: Any  # the raw parameter after the clamp
     log_var: Any
     slope: Any  # d log_var / d raw
@@ -102,7 +102,17 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         raw = minimum(raw, raw_max)
     zero = tl.zeros([1, 1], mean.dtype)
     one = tl.full([1, 1], 1.0, mean.dtype)
-    if variance.kind == "stable":
+    if variance.kind == "stable" and variance.has_exponent:
+        below = minimum(raw, 0.0)
+        exponent = 0.5 * below
+        square = one + maximum(raw, 0.0)
+        rest = sqrt(square, FAST)
+        inverse = rsqrt(square, FAST)
+        near, far = _inverse(exponent, FAST)
+        std = exp_with_subnormals(exponent, FAST) * rest
+        log_var = below + log(square, FAST)
+        return Gaussian(mean, std, exponent, rest, near, far, inverse, raw, log_var, inverse * inverse, clamped)
+    elif variance.kind == "stable":
         exponential = exp(minimum(raw, 0.0), FAST)
         var = exponential + maximum(raw, 0.0) + variance.floor
         std = sqrt(var, FAST)
@@ -115,23 +125,24 @@ def gaussian(mean, raw, variance, FAST: tl.constexpr):
         std = exponential * rest
         if variance.has_exponent:
             log_var = 2.0 * (exponent + log(rest, FAST))
-            near, far = _inverse(exponent, FAST)
+            inverse_a, inverse_b = _inverse(exponent, FAST)
             slope = reciprocal(half_over * rest, FAST)
         else:
             std += variance.floor
             log_var = 2.0 * log(std, FAST)
-            exponent, near, far, rest = zero, one, one, std
+            exponent, inverse_a, inverse_b, rest = zero, one, one, std
             slope = exponential * reciprocal(half_over * std, FAST)
-        return Gaussian(mean, std, exponent, rest, near, far, reciprocal(rest, FAST), raw, log_var, slope, clamped)
+        inverse_rest = reciprocal(rest, FAST)
+        return Gaussian(mean, std, exponent, rest, inverse_a, inverse_b, inverse_rest, raw, log_var, slope, clamped)
     else:
         IS_LOG_STD: tl.constexpr = variance.kind == "logstd"
         tl.static_assert(IS_LOG_STD or variance.kind == "exp", "no formula for this kind")
         exponent = raw if IS_LOG_STD else 0.5 * raw
         log_var = raw + raw if IS_LOG_STD else raw
         slope = one + one if IS_LOG_STD else one
-        near, far = _inverse(exponent, FAST)
+        inverse_a, inverse_b = _inverse(exponent, FAST)
         std = exp_with_subnormals(exponent, FAST)
-        return Gaussian(mean, std, exponent, one, near, far, one, raw, log_var, slope, clamped)
+        return Gaussian(mean, std, exponent, one, inverse_a, inverse_b, one, raw, log_var, slope, clamped)
 
 
 @triton.jit
@@ -171,15 +182,15 @@ def standard_normal(COMPUTE: tl.constexpr):
 @triton.jit
 def over_std(x, gaussian):
     """x / std."""
-    return x * gaussian.inverse_near * gaussian.inverse_far * gaussian.rest_inverse
+    return x * gaussian.inverse_a * gaussian.inverse_b * gaussian.inverse_rest
 
 
 @triton.jit
-def draw_latent(q, source, temperature, DRAW: tl.constexpr):
+def draw_latent(q, source, temperature, mode):
     """z of q: from noise, given, or the mean; `source` is the noise or the given z."""
-    if DRAW == "mode":
+    if mode.draw == "mode":
         return Latent(tl.zeros_like(q.mean), q.mean)
-    elif DRAW == "latent":
+    elif mode.draw == "latent":
         return Latent(over_std(source - q.mean, q), source)
     else:
         eps = source
@@ -190,23 +201,23 @@ def draw_latent(q, source, temperature, DRAW: tl.constexpr):
 
 
 @triton.jit
-def log_density(eps, gaussian):
-    """log N(z) without its -1/2 log 2 pi and times -2, from the standardised residual of z.
+def minus_two_log_density(eps, gaussian):
+    """-2 log N(z) without its log 2 pi, from the standardised residual of z.
 
-    The factor is left to the sums, here and in `divergence`: it would cost every element an instruction.
+    The factor is left to the sums, here and in `twice_divergence`: it would cost every element an instruction.
     """
     return eps * eps + gaussian.log_var
 
 
 @triton.jit
-def divergence(q, p, latent, variance, KL: tl.constexpr, FAST: tl.constexpr):
+def twice_divergence(q, p, latent, variance, mode):
     """2 KL(q || p) of every element: vq/vp - 1 - log(vq/vp) + (qm - pm)^2/vp, or 2 (log q(z) - log p(z))."""
-    residual = over_std((q.mean if KL == "analytic" else latent.z) - p.mean, p)
-    if KL == "analytic":
-        _, excess = variance_ratio(q, p, variance, FAST)
+    residual = over_std((q.mean if mode.kl == "analytic" else latent.z) - p.mean, p)
+    if mode.kl == "analytic":
+        _, excess = variance_ratio(q, p, variance, mode.fast)
         return residual * residual + excess
     else:
-        return residual * residual + (p.log_var - log_density(latent.eps, q))
+        return residual * residual + (p.log_var - minus_two_log_density(latent.eps, q))
 
 
 @triton.jit
@@ -244,7 +255,7 @@ def variance_ratio(q, p, variance, FAST: tl.constexpr):
             log_ratio = tl.where(tl.abs(log_ratio) < 30.0, log(ratio, FAST), log_ratio)
             return ratio - 1.0, (ratio - 1.0) - log_ratio
     else:
-        root = q.rest * p.rest_inverse
+        root = q.rest * p.inverse_rest
         far_log = log(root, FAST)  # the square would underflow
         if variance.has_exponent:
             difference = q.exponent - p.exponent
@@ -268,13 +279,10 @@ def _to_raw(grad_log_var, gaussian):
 
 
 @triton.jit
-def step_gradients(
-    q, p, latent, grad_z, grad_kl, grad_log_q, variance, DRAW: tl.constexpr, KL: tl.constexpr, FAST: tl.constexpr
-):
+def step_gradients(q, p, latent, grad_z, grad_kl, grad_log_q, variance, mode):
     """From the gradients that arrive at z, at the elementwise KL (None if and only if KL is "none") and at log q(z).
 
-    None where nothing arrives: that term does not exist, for 0 times an infinity would be NaN. DRAW and KL are what
-    gradients flow through: "mode" where none flows through eps, "none" where no KL was used.
+    None where nothing arrives: that term does not exist, for 0 times an infinity would be NaN.
     """
     zero = tl.zeros_like(q.mean)
     to_z = zero
@@ -287,15 +295,15 @@ def step_gradients(
         to_z += grad_z
     if grad_log_q is not None:
         to_log_q += grad_log_q
-    if KL != "none":
+    if mode.kl != "none":
         # Halved first, so that no product overflows where the result does not.
         half_kl = 0.5 * grad_kl
-        residual = over_std((q.mean if KL == "analytic" else latent.z) - p.mean, p)
+        residual = over_std((q.mean if mode.kl == "analytic" else latent.z) - p.mean, p)
         pull = over_std(grad_kl * residual, p)
         p_mean = -pull
         half_square = half_kl * residual * residual
-        if KL == "analytic":
-            minus_one, _ = variance_ratio(q, p, variance, FAST)
+        if mode.kl == "analytic":
+            minus_one, _ = variance_ratio(q, p, variance, mode.fast)
             to_mean += pull
             to_log_var += half_kl * minus_one
             p_raw = _to_raw(-half_kl * minus_one - half_square, p)
@@ -304,9 +312,9 @@ def step_gradients(
             to_log_q += grad_kl
             p_raw = _to_raw(half_kl - half_square, p)
 
-    HAS_Z: tl.constexpr = grad_z is not None or KL == "monte_carlo"
-    HAS_LOG_Q: tl.constexpr = grad_log_q is not None or KL == "monte_carlo"
-    if DRAW == "latent":
+    HAS_Z: tl.constexpr = grad_z is not None or mode.kl == "monte_carlo"
+    HAS_LOG_Q: tl.constexpr = grad_log_q is not None or mode.kl == "monte_carlo"
+    if mode.draw == "latent":
         # z is an input: log q depends on it, on the mean and on the std through eps = (z - mean) / std.
         score = over_std(to_log_q * latent.eps, q)
         to_mean += score
@@ -318,10 +326,10 @@ def step_gradients(
             to_mean += to_z
         if HAS_LOG_Q:
             to_log_var -= 0.5 * to_log_q
-        if DRAW != "mode":
+        if mode.draw != "mode":
             to_log_var += 0.5 * to_z * (latent.eps * q.std)
     q_raw = zero
     # Triton 3.3 has no `a or b or c`.
-    if (KL != "none" or HAS_LOG_Q) or DRAW != "mode":
+    if (mode.kl != "none" or HAS_LOG_Q) or mode.draw != "mode":
         q_raw = _to_raw(to_log_var, q)
     return StepGradients(to_mean, q_raw, p_mean, p_raw, to_z)

@@ -21,8 +21,10 @@ class Launcher:
     Triton for nothing but the launch, a tenth of the time.
     """
 
-    def __init__(self, kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        self.kernel, self.grid = kernel, (programs, 1, 1)
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: dict[str, Any]
+    ) -> None:
+        self.kernel, self.grid = kernel, grid
         self.arguments, self.constants = arguments, constants
         self.compiled: tuple[Any, tuple[Any, ...]] | None = None
 

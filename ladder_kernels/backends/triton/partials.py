@@ -12,9 +12,9 @@ class Partials(NamedTuple):
     """Pointers. Of the scalars each program of a sample has one; the sums of the KL lie apart for every block of
     rows or columns that they run over. The last four are there if a KL is."""
 
-    minus_two_log_q: Any  # (batch, row_blocks * column_blocks), as `log_density`
+    minus_two_log_q: Any  # (batch, row_blocks * column_blocks), as `minus_two_log_density`
     largest_raw: Any  # the same
-    two_kl: Any  # the same, as `divergence`; so are all below
+    two_kl: Any  # the same, as `twice_divergence`; so are all below
     restricted: Any  # the same
     over_rows: Any  # (row_blocks, batch, columns)
     over_columns: Any  # (column_blocks, batch, rows)

@@ -30,46 +30,66 @@ def philox4x32(group, seed):
 
 
 @triton.jit
-def _radius_and_turns(word1, word2, COMPUTE: tl.constexpr, FAST: tl.constexpr):
+def _box_muller(word1, word2, COMPUTE: tl.constexpr, FAST: tl.constexpr):
     u1 = word1.to(COMPUTE) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # (word + 1/2) / 2^32
     u2 = word2.to(COMPUTE) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     # Not below 0: next to u1 = 1 the approximate logarithm may be positive.
-    return sqrt(maximum(-2.0 * log(u1, FAST), 0.0), FAST), u2
-
-
-@triton.jit
-def _box_muller(word1, word2, COMPUTE: tl.constexpr, FAST: tl.constexpr):
-    radius, turns = _radius_and_turns(word1, word2, COMPUTE, FAST)
-    cos, sin = cos_sin_of_turns(turns, FAST)
+    radius = sqrt(maximum(-2.0 * log(u1, FAST), 0.0), FAST)
+    cos, sin = cos_sin_of_turns(u2, FAST)
     return radius * cos, radius * sin
 
 
 @triton.jit
-def normal_tile(
-    seed,
-    row_start,
-    first_column,
-    COLUMNS: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """Normals (rows, COLUMNS) of the elements row_start (rows, 1; int64) + first_column + column.
+def _joined(n0, n1, n2, n3):
+    """Four (rows, groups) as (rows, groups, 2, 2): on new trailing dims, so that they stay in one thread."""
+    return tl.join(tl.join(n0, n2), tl.join(n1, n3))
 
-    ALIGNED: every row starts at a multiple of four, so that four columns share a counter. Otherwise each element
-    makes its own counter's words and keeps one lane.
+
+@triton.jit
+def _four_normals(group, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
+    """The four normals of a counter."""
+    w0, w1, w2, w3 = philox4x32(group, seed)
+    n0, n1 = _box_muller(w0, w1, COMPUTE, FAST)
+    n2, n3 = _box_muller(w2, w3, COMPUTE, FAST)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def _eight_normals(element, seed, COMPUTE: tl.constexpr, FAST: tl.constexpr):
+    """Those of eight elements (rows, octets), the first of which need not be a counter's first: as they lie in three
+    counters, five pairs of words have them."""
+    v0, v1, v2, v3 = philox4x32(element >> 2, seed)
+    w0, w1, w2, w3 = philox4x32((element >> 2) + 1, seed)
+    x0, x1, x2, x3 = philox4x32((element >> 2) + 2, seed)
+    late = (element & 2) != 0
+    n0, n1 = _box_muller(tl.where(late, v2, v0), tl.where(late, v3, v1), COMPUTE, FAST)
+    n2, n3 = _box_muller(tl.where(late, w0, v2), tl.where(late, w1, v3), COMPUTE, FAST)
+    n4, n5 = _box_muller(tl.where(late, w2, w0), tl.where(late, w3, w1), COMPUTE, FAST)
+    n6, n7 = _box_muller(tl.where(late, x0, w2), tl.where(late, x1, w3), COMPUTE, FAST)
+    n8, _ = _box_muller(tl.where(late, x2, x0), tl.where(late, x3, x1), COMPUTE, FAST)
+    odd = (element & 1) != 0
+    first = _joined(tl.where(odd, n1, n0), tl.where(odd, n2, n1), tl.where(odd, n3, n2), tl.where(odd, n4, n3))
+    second = _joined(tl.where(odd, n5, n4), tl.where(odd, n6, n5), tl.where(odd, n7, n6), tl.where(odd, n8, n7))
+    return first, second
+
+
+@triton.jit
+def normal_tile(seed, start, row_start, mode):
+    """Normals of a tile, of the elements start (int64) + row_start (rows, 1) + column.
+
+    Where rows start at multiples of four a thread gets as many columns as it loads, 4 or 8.
     """
-    if ALIGNED:
-        column = first_column + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-        w0, w1, w2, w3 = philox4x32((row_start + column) >> 2, seed)
-        n0, n1 = _box_muller(w0, w1, COMPUTE, FAST)
-        n2, n3 = _box_muller(w2, w3, COMPUTE, FAST)
-        # Joined on new trailing dims, so that the four stay in one thread and the tile contiguous.
-        return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), [row_start.shape[0], COLUMNS])
+    OCTETS: tl.constexpr = mode.block_columns // 8
+    GROUPS: tl.constexpr = mode.block_columns // mode.vector
+    if not mode.aligned:
+        element = start + (row_start + 8 * tl.arange(0, OCTETS)[None, :])
+        first, second = _eight_normals(element, seed, mode.compute, mode.fast)
+        normals = tl.permute(tl.join(first, second), (0, 1, 4, 2, 3))
     else:
-        element = row_start + first_column + tl.arange(0, COLUMNS)[None, :]
-        w0, w1, w2, w3 = philox4x32(element >> 2, seed)
-        lane = element & 3
-        radius, turns = _radius_and_turns(tl.where(lane < 2, w0, w2), tl.where(lane < 2, w1, w3), COMPUTE, FAST)
-        cos, sin = cos_sin_of_turns(turns, FAST)
-        return radius * tl.where(lane & 1 == 0, cos, sin)
+        group = (start + (row_start + mode.vector * tl.arange(0, GROUPS)[None, :])) >> 2
+        n0, n1, n2, n3 = _four_normals(group, seed, mode.compute, mode.fast)
+        normals = _joined(n0, n1, n2, n3)
+        if mode.vector == 8:
+            m0, m1, m2, m3 = _four_normals(group + 1, seed, mode.compute, mode.fast)
+            normals = tl.permute(tl.join(normals, _joined(m0, m1, m2, m3)), (0, 1, 4, 2, 3))
+    return tl.reshape(normals, [mode.block_rows, mode.block_columns])

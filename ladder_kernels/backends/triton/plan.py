@@ -5,33 +5,51 @@ from typing import NamedTuple
 
 Strides = tuple[int, ...]
 
-# Columns of a tile: one warp's eight elements a thread (two 128-bit accesses in float32, one in 16 bit), which
-# keeps a row's sum inside a warp. At least 16, so that tiny latents still fill vectors of four.
-MAX_COLUMNS, MIN_COLUMNS = 256, 16
+# The reasons are counts of what compiled kernels ask for (bench/NOTES.md, "What a Triton kernel asks of a GPU").
+# Columns of a tile. 256 left twice the partial sums and read mixed layouts twice from L2; 64 and 32 spread what lies
+# strided or misaligned over more lines of memory. At least 16, so that tiny latents still fill vectors.
+MAX_COLUMNS, MIN_COLUMNS = 128, 16
+# A narrower tile must leave so many fewer lanes idle: with few columns to a row, more of them are in each thread.
+IDLE_LANES = 1.05
 # Elements of a tile: eight a thread with 128 threads; more spills, fewer pays the tile's addresses more often.
 TILE = 1024
 ELEMENTS_PER_THREAD = 8
 # One warp's: a batch-1 p's gradient walks the batch in turn, so parallelism must come from small tiles.
 SHARED_TILE = 256
 # A program takes several tiles only once there are enough programs to fill the largest GPU; its partial sums and
-# its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU.
+# its start are then shared by more elements. Fixed numbers, so that sums do not depend on the GPU. Fewer programs would
+# issue less (forward pays 20 instructions a latent for a program's start and end, at one tile); whether they still hide
+# the latency, only a GPU can tell.
 FULL_GRID = 512
 MAX_TILES_FORWARD, MAX_TILES_BACKWARD = 32, 8
+# Of the second and third dim of a CUDA grid.
+MAX_GRID = 65535
 
 
 class Tiles(NamedTuple):
-    """One kernel's share of the work."""
+    """One kernel's share of the work: a grid of column blocks, row blocks and samples."""
 
     block_rows: int
     block_columns: int
     tiles: int
     row_blocks: int
     column_blocks: int
+    samples: int
     masked: bool
 
     def warps(self, warp_size: int) -> int:
         """Warps of a program: eight elements a thread, whatever the GPU's warp."""
         return max(1, self.block_rows * self.block_columns // (ELEMENTS_PER_THREAD * warp_size))
+
+    def first_axis(self) -> int:
+        """Which of the grid's dims changes places with its first, the only one that may be long."""
+        sizes = (self.column_blocks, self.row_blocks, self.samples)
+        return 0 if max(sizes) <= MAX_GRID else sizes.index(max(sizes))
+
+    def grid(self) -> tuple[int, int, int]:
+        sizes, first = [self.column_blocks, self.row_blocks, self.samples], self.first_axis()
+        sizes[0], sizes[first] = sizes[first], sizes[0]
+        return sizes[0], sizes[1], sizes[2]
 
 
 class Plan(NamedTuple):
@@ -70,7 +88,7 @@ def make_plan(
     given = [strides for strides in (q_strides, p_strides, source_strides) if strides is not None]
     collapsed, merged = _collapse(space, given)
     strides = iter(merged)
-    tile_columns = min(MAX_COLUMNS, max(MIN_COLUMNS, _power_of_two(columns)))
+    tile_columns = _tile_columns(columns)
     tile_rows = max(1, min(TILE // tile_columns, _power_of_two(rows)))
     largest_offset = max(
         sum(abs(s) * n for s, n in zip(tensor[1:], (2 * channels, *space), strict=True)) for tensor in given
@@ -96,14 +114,23 @@ def _tiles(batch: int, rows: int, columns: int, tile_rows: int, tile_columns: in
     tiles = max(1, min(max_tiles, row_tiles, batch * column_blocks * row_tiles // FULL_GRID))
     row_blocks = -(-row_tiles // tiles)
     masked = columns % tile_columns != 0 or row_blocks * tiles * tile_rows != rows
-    return Tiles(tile_rows, tile_columns, tiles, row_blocks, column_blocks, masked)
+    return Tiles(tile_rows, tile_columns, tiles, row_blocks, column_blocks, batch, masked)
+
+
+def _tile_columns(columns: int) -> int:
+    """The widest tile that leaves few lanes without an element."""
+    widths = [MAX_COLUMNS]
+    while widths[-1] > MIN_COLUMNS:
+        widths.append(widths[-1] // 2)
+    covered = [-(-columns // width) * width for width in widths]
+    return next(width for width, elements in zip(widths, covered, strict=True) if elements <= IDLE_LANES * min(covered))
 
 
 def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:
     tile_rows = max(1, min(SHARED_TILE // tile_columns, _power_of_two(rows)))
     row_blocks, column_blocks = -(-rows // tile_rows), -(-columns // tile_columns)
     masked = columns % tile_columns != 0 or rows % tile_rows != 0
-    return Tiles(tile_rows, tile_columns, batch, row_blocks, column_blocks, masked)
+    return Tiles(tile_rows, tile_columns, batch, row_blocks, column_blocks, 1, masked)
 
 
 def _collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], list[Strides]]:

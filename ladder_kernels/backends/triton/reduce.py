@@ -20,7 +20,7 @@ def reduce_kernel(
     samplewise,
     restricted,
     logprob_q,
-    qvar_max,
+    logvar_max,
     layout,  # Layout, the forward kernel's
     variance,  # Variance
     BLOCK: tl.constexpr,
@@ -48,7 +48,7 @@ def reduce_kernel(
             largest_raw = maximum(largest_raw, values)
         # The map is monotone, so that its largest value is that of the largest raw one.
         raw = tl.full([1, 1], 0.0, COMPUTE) + nan_max(largest_raw)
-        tl.store(qvar_max + tl.zeros([1, 1], tl.int32), gaussian(raw, raw, variance, False).log_var)
+        tl.store(logvar_max + tl.zeros([1, 1], tl.int32), gaussian(raw, raw, variance, False).log_var)
     elif samplewise is not None:
         column_programs = tl.cdiv(batch * columns, BLOCK)
         program -= batch + 1

@@ -10,12 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ladder_kernels.backends.outputs import Look, New, gradient_looks, new, output_looks
+from ladder_kernels.backends.outputs import Look, New, flowing, gradient_looks, new, output_looks
 from ladder_kernels.backends.step import Step, compute_dtype
 from ladder_kernels.backends.triton.backward import backward_kernel
 from ladder_kernels.backends.triton.formulas import Variance
 from ladder_kernels.backends.triton.forward import forward_kernel
 from ladder_kernels.backends.triton.launch import Launcher
+from ladder_kernels.backends.triton.mode import Mode
 from ladder_kernels.backends.triton.partials import number_of_partials
 from ladder_kernels.backends.triton.plan import Plan, Strides, Tiles, make_plan
 from ladder_kernels.backends.triton.reduce import reduce_kernel
@@ -72,7 +73,7 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
     batch, rows, columns = plan.sizes
     with_kl = step.kl != "none"
     partials = Look((number_of_partials(plan, with_kl=with_kl),), (1,), dtype)
-    arguments = (_layout(plan, plan.forward), Variance.of(step.variance))
+    layout, variance = _layout(plan, plan.forward), Variance.of(step.variance)
     return ForwardSettings(
         plan.q_strides,
         plan.p_strides,
@@ -82,14 +83,14 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
         channels_inner=plan.channels_inner,
         step=Launcher(
             forward_kernel,
-            _programs(plan, plan.forward),
-            (arguments[0], _window(step, shape), _temperature(step), arguments[1]),
-            {"KL": step.kl, **tile_constants(step, plan, plan.forward, dtype)},
+            plan.forward.grid(),
+            (layout, _window(step, shape), _temperature(step), variance, tile_mode(step, plan, plan.forward, q, dtype)),
+            _launch_options(plan.forward),
         ),
         reduction=Launcher(
             reduce_kernel,
-            batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0),
-            arguments,
+            (batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0), 1, 1),
+            (layout, variance),
             {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
         ),
     )
@@ -106,9 +107,14 @@ def sample(q: Look, source: Look | None, device: torch.device, step: Step) -> Sa
         z=new(output_looks(q, None, source, step)[0], device),
         step=Launcher(
             sample_kernel,
-            _programs(plan, tiles),
-            (_layout(plan, tiles), _temperature(step), Variance.of(step.variance)),
-            tile_constants(step, plan, tiles, compute_dtype(q, source)),
+            tiles.grid(),
+            (
+                _layout(plan, tiles),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, compute_dtype(q, source)),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -125,7 +131,8 @@ def backward(
 ) -> BackwardSettings:
     """`incoming` are the gradients that arrive at z, at the five KLs and at logprob_q."""
     shape, dtype = latent_shape(q), compute_dtype(q, p, source)
-    step, p, source = _flowing(step, p, source, incoming)
+    z, *kls, log_q = (grad is not None for grad in incoming)
+    step, p, source = flowing(step, p, source, to_z=z, to_kl=any(kls), to_log_q=log_q)
     plan = _plan(q, p, source, step)
     shared_p = needs[1] and p is not None and p.shape[0] == 1 and shape[0] > 1
     tiles = plan.backward_shared if shared_p else plan.backward
@@ -139,9 +146,15 @@ def backward(
         channels_inner=plan.channels_inner,
         step=Launcher(
             backward_kernel,
-            _programs(plan, tiles) // (shape[0] if shared_p else 1),
-            (_layout(plan, tiles), _window(step, shape), _temperature(step), Variance.of(step.variance)),
-            {"KL": step.kl, "SHARED_P": shared_p, **tile_constants(step, plan, tiles, dtype)},
+            tiles.grid(),
+            (
+                _layout(plan, tiles),
+                _window(step, shape),
+                _temperature(step),
+                Variance.of(step.variance),
+                tile_mode(step, plan, tiles, q, dtype, shared_p),
+            ),
+            _launch_options(tiles),
         ),
     )
 
@@ -150,19 +163,6 @@ def forget() -> None:
     """Whatever was found out; for whoever changes what it was found from."""
     for found in (forward, sample, backward):
         found.cache_clear()
-
-
-def _flowing(
-    step: Step, p: Look | None, source: Look | None, incoming: tuple[Look | None, ...]
-) -> tuple[Step, Look | None, Look | None]:
-    """The part of the step that gradients flow through: what nothing arrives at is not read."""
-    z, *kls, logprob_q = incoming
-    if not any(kls):
-        step, p = step._replace(kl="none"), None
-    eps_used = (logprob_q if step.draw == "latent" else z) is not None
-    if not eps_used and step.kl != "monte_carlo":
-        step, source = step._replace(draw="mode"), None
-    return step, p, source
 
 
 def _plan(q: Look, p: Look | None, source: Look | None, step: Step) -> Plan:
@@ -177,25 +177,27 @@ def _layout(plan: Plan, tiles: Tiles) -> Layout:
     return Layout(plan.sizes, plan.space, tiles.tiles, tiles.row_blocks, tiles.column_blocks)
 
 
-def _programs(plan: Plan, tiles: Tiles) -> int:
-    return plan.sizes[0] * tiles.row_blocks * tiles.column_blocks
+def tile_mode(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype, shared_p: bool = False) -> Mode:
+    return Mode.of(
+        draw=step.draw,
+        kl=step.kl,
+        channels_inner=plan.channels_inner,
+        aligned=plan.aligned,
+        # 16 bytes, but whole counters of Philox.
+        vector=max(4, 16 // q.dtype.itemsize),
+        masked=tiles.masked,
+        wide=plan.wide,
+        shared_p=shared_p,
+        first_axis=tiles.first_axis(),
+        block_rows=tiles.block_rows,
+        block_columns=tiles.block_columns,
+        compute=_TRITON_DTYPE[dtype],
+        fast=dtype == torch.float32 and NVIDIA and not INTERPRETED,
+    )
 
 
-def tile_constants(step: Step, plan: Plan, tiles: Tiles, dtype: torch.dtype) -> dict[str, Any]:
-    """The compile-time arguments that all three tile kernels share, and the launch options."""
-    return {
-        "DRAW": step.draw,
-        "CHANNELS_INNER": plan.channels_inner,
-        "ALIGNED": plan.aligned,
-        "MASKED": tiles.masked,
-        "WIDE": plan.wide,
-        "BLOCK_ROWS": tiles.block_rows,
-        "BLOCK_COLUMNS": tiles.block_columns,
-        "COMPUTE": _TRITON_DTYPE[dtype],
-        "FAST": dtype == torch.float32 and NVIDIA and not INTERPRETED,
-        "num_warps": tiles.warps(WARP_SIZE),
-        **FUSED,
-    }
+def _launch_options(tiles: Tiles) -> dict[str, Any]:
+    return {"num_warps": tiles.warps(WARP_SIZE), **FUSED}
 
 
 def _window(step: Step, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -209,7 +211,7 @@ def _temperature(step: Step) -> tuple[float, float] | None:
     """The temperature as two float32 summands."""
     if step.temperature == 1.0:
         return None
-    rounded = torch.tensor(step.temperature, dtype=torch.float32).item()
+    rounded = torch.tensor(step.temperature, dtype=torch.float32, device="cpu").item()
     return rounded, step.temperature - rounded
 
 

@@ -40,7 +40,7 @@ class Program(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tile lies. Numbers that offsets are computed from have 64 bits where those need it (WIDE)."""
+    """Where a tile lies. Numbers that offsets are computed from have 64 bits where those need it (`Mode.wide`)."""
 
     sample: Any  # int64
     row: Any  # (ROWS, 1)
@@ -48,34 +48,27 @@ class Place(NamedTuple):
     first_column: Any
     rows: Any  # of the whole latent
     columns: Any
-    latent_row: Any  # (ROWS, 1), int64: where the rows begin in a dense latent
+    start: Any  # int64: where the sample begins in a dense latent
 
 
 @triton.jit
-def this_program(layout):
-    """Grid: column blocks x row blocks x batch."""
-    program = tl.program_id(0)
-    column_block = program % layout.column_blocks
-    row_block = (program // layout.column_blocks) % layout.row_blocks
-    return Program((program // (layout.column_blocks * layout.row_blocks)).to(tl.int64), row_block, column_block)
+def this_program(mode):
+    """Grid: column blocks x row blocks x samples, `first_axis` of them in the first's place. One dim would have to be
+    divided, at the cost of seven instructions a latent where a program has one tile."""
+    column_block = tl.program_id(mode.first_axis)
+    row_block = tl.program_id(0 if mode.first_axis == 1 else 1)
+    sample = tl.program_id(0 if mode.first_axis == 2 else 2)
+    return Program(sample.to(tl.int64), row_block, column_block)
 
 
 @triton.jit
-def place_tile(
-    layout,
-    sample,
-    row_tile,
-    column_block,
-    WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+def place_tile(layout, sample, row_tile, column_block, mode):
     """`row_tile` counts tiles down the rows."""
-    rows, columns = widened(layout.sizes[1], WIDE), widened(layout.sizes[2], WIDE)
-    row = (widened(row_tile, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    first_column = widened(column_block, WIDE) * BLOCK_COLUMNS
-    column = first_column + tl.arange(0, BLOCK_COLUMNS)[None, :]
-    return Place(sample, row, column, first_column, rows, columns, (sample * rows + row) * columns)
+    rows, columns = widened(layout.sizes[1], mode.wide), widened(layout.sizes[2], mode.wide)
+    row = (widened(row_tile, mode.wide) * mode.block_rows + tl.arange(0, mode.block_rows))[:, None]
+    first_column = widened(column_block, mode.wide) * mode.block_columns
+    column = first_column + tl.arange(0, mode.block_columns)[None, :]
+    return Place(sample, row, column, first_column, rows, columns, sample * rows * columns)
 
 
 @triton.jit
@@ -94,11 +87,11 @@ def widened(index, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _pointers(tensor, place, space, CHANNELS_INNER: tl.constexpr):
+def _pointers(tensor, place, space, mode):
     """Pointers (ROWS, COLUMNS) into a `Strided`."""
     strides = tensor.strides
-    channel = place.column if CHANNELS_INNER else place.row
-    position = place.row if CHANNELS_INNER else place.column
+    channel = place.column if mode.channels_inner else place.row
+    position = place.row if mode.channels_inner else place.column
     base = tensor.data + place.sample * strides[0]
     if len(strides) == 3:
         return base + (channel * strides[1] + position * strides[2])
@@ -112,66 +105,65 @@ def _pointers(tensor, place, space, CHANNELS_INNER: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointers, mask, COMPUTE: tl.constexpr):
+def dense_pointers(base, place):
+    """Pointers (ROWS, COLUMNS) into a dense latent in q's layout."""
+    return base + place.start + (place.row * place.columns + place.column)
+
+
+@triton.jit
+def load_tile(pointers, mask, mode):
     """In the compute dtype right after the load: arithmetic on bfloat16 is garbage in the interpreter."""
     if mask is None:
-        return tl.load(pointers).to(COMPUTE)
+        return tl.load(pointers).to(mode.compute)
     else:
-        return tl.load(pointers, mask=mask, other=0.0).to(COMPUTE)
+        return tl.load(pointers, mask=mask, other=0.0).to(mode.compute)
 
 
 @triton.jit
-def load_gaussian(
-    packed,
-    place,
-    space,
-    mask,
-    variance,
-    CHANNELS_INNER: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    FAST: tl.constexpr,
-):
+def load_gaussian(packed, place, space, mask, variance, mode):
     """The Gaussian of packed parameters, a `Strided` of twice the channels: means, then raw parameters."""
-    pointers = _pointers(packed, place, space, CHANNELS_INNER)
-    half = (place.columns if CHANNELS_INNER else place.rows) * packed.strides[1]
-    mean = load_tile(pointers, mask, COMPUTE)
-    return gaussian(mean, load_tile(pointers + half, mask, COMPUTE), variance, FAST)
+    pointers = _pointers(packed, place, space, mode)
+    half = (place.columns if mode.channels_inner else place.rows) * packed.strides[1]
+    mean = load_tile(pointers, mask, mode)
+    return gaussian(mean, load_tile(pointers + half, mask, mode), variance, mode.fast)
 
 
 @triton.jit
-def load_source(
-    source,
-    seed,
-    place,
-    space,
-    mask,
-    DRAW: tl.constexpr,
-    CHANNELS_INNER: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """What z is drawn from: noise, given or of the seed, or the given latent; zero for the mode."""
-    if DRAW == "mode":
-        return tl.zeros([1, 1], COMPUTE)
-    elif DRAW == "seed":
-        return normal_tile(seed, place.latent_row, place.first_column, place.column.shape[1], ALIGNED, COMPUTE, FAST)
+def load_seed(source, mode):
+    """The seed, of which Philox makes the source; 0 where it does not."""
+    if mode.draw != "seed":
+        return 0
+    elif mode.aligned:
+        return tl.load(source.data)
     else:
-        return load_tile(_pointers(source, place, space, CHANNELS_INNER), mask, COMPUTE)
+        # Triton keeps the layout of a loaded tile through all that comes of it. That of a lone number it chooses anew
+        # at every join of normals, by way of shared memory: 12 instructions a latent.
+        return tl.load(source.data + tl.zeros([mode.block_rows, mode.block_columns // 8], tl.int32))
+
+
+@triton.jit
+def load_source(source, seed, place, space, mask, mode):
+    """What z is drawn from: noise, given or of the seed, or the given latent; zero for the mode."""
+    if mode.draw == "mode":
+        return tl.zeros([1, 1], mode.compute)
+    elif mode.draw == "seed":
+        return normal_tile(seed, place.start, place.row * place.columns + place.first_column, mode)
+    else:
+        return load_tile(_pointers(source, place, space, mode), mask, mode)
 
 
 @triton.jit
 def store_latent(base, value, place, mask):
     """Into a dense latent in q's layout."""
-    tl.store(base + (place.latent_row + place.column), value.to(base.dtype.element_ty), mask=mask)
+    tl.store(dense_pointers(base, place), value.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_packed(base, mean, raw, place, mask, CHANNELS_INNER: tl.constexpr):
+def store_packed(base, mean, raw, place, mask, mode):
     """Both halves of packed parameters, dense in q's layout."""
     rows, columns = place.rows, place.columns
     base += place.sample * 2 * rows * columns
-    if CHANNELS_INNER:
+    if mode.channels_inner:
         pointers = base + (place.row * (2 * columns) + place.column)
         half = columns
     else:
