@@ -107,8 +107,9 @@ class MixtureLikelihood(torch.autograd.Function):
         return functions.forward(x, signal, weight, constants)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: Any = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
         functions = _functions(ctx.backend, grad, *inputs)
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():

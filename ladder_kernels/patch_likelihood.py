@@ -22,6 +22,7 @@ class FusedLikelihood(nn.Module):
     data_mean: Tensor | None
     data_std: Tensor | None
     noiseModel: Any  # noqa: N815 - upstream's
+    _set_params_to_same_device_as: Any
 
     def log_likelihood(self, x: Tensor, params: dict[str, Any]) -> Tensor:
         signal, mean, std = params["mean"], self.data_mean, self.data_std
