@@ -54,7 +54,7 @@ class Place(NamedTuple):
     sample: Any  # int64
     channel: Any  # int64
     position: Any
-    mask: Any
+    mask: Any  # not used if all blocks are whole
 
 
 class Pixels(NamedTuple):
@@ -98,7 +98,7 @@ def forward_mixture_kernel(
     pixels = _pixels(x, signal, weight, constants, layout, place, mode)
     of = _mixture(pixels, mode)
     value = log(of.densities * reciprocal(of.shares, mode.fast), mode.fast) + (of.largest - HALF_LOG_TWO_PI)
-    _store(out, value, layout, place)
+    _store(out, value, layout, place, mode)
 
 
 @triton.jit
@@ -151,10 +151,10 @@ def backward_mixture_kernel(
             _store_sums(own, to_logit, pixels, 2 * mode.n + k, False, place, mode)
     std = _constant(constants, 5, layout, place, mode)
     if grad_x is not None:
-        _store(grad_x, to_x * std, layout, place)
+        _store(grad_x, to_x * std, layout, place, mode)
     if grad_signal is not None:
         of_range = _constant(constants, 1, layout, place, mode) - _constant(constants, 0, layout, place, mode)
-        _store(grad_signal, (to_t / of_range - to_x) * std, layout, place)
+        _store(grad_signal, (to_t / of_range - to_x) * std, layout, place, mode)
 
 
 @triton.jit
@@ -163,8 +163,7 @@ def _place(layout, mode):
     program = tl.program_id(0).to(tl.int64)
     block = program // layout.channels
     position = widened((block % layout.blocks).to(tl.int32), mode.wide) * mode.block + tl.arange(0, mode.block)
-    mask = position < layout.positions if mode.masked else None
-    return Place(block // layout.blocks, program % layout.channels, position, mask)
+    return Place(block // layout.blocks, program % layout.channels, position, position < layout.positions)
 
 
 @triton.jit
@@ -175,15 +174,19 @@ def _pointers(tensor, layout, place):
 
 @triton.jit
 def _load(tensor, layout, place, mode):
-    if place.mask is None:
-        return tl.load(_pointers(tensor, layout, place)).to(mode.compute)
-    else:
+    if mode.masked:
         return tl.load(_pointers(tensor, layout, place), mask=place.mask, other=0.0).to(mode.compute)
+    else:
+        return tl.load(_pointers(tensor, layout, place)).to(mode.compute)
 
 
 @triton.jit
-def _store(tensor, value, layout, place):
-    tl.store(_pointers(tensor, layout, place), value.to(tensor.data.dtype.element_ty), mask=place.mask)
+def _store(tensor, value, layout, place, mode):
+    value = value.to(tensor.data.dtype.element_ty)
+    if mode.masked:
+        tl.store(_pointers(tensor, layout, place), value, mask=place.mask)
+    else:
+        tl.store(_pointers(tensor, layout, place), value)
 
 
 @triton.jit
@@ -271,7 +274,7 @@ def _mixture(pixels, mode):
 @triton.jit
 def _store_sums(own, to_row, pixels, row, EXPONENTIAL: tl.constexpr, place, mode):
     """The gradients of a row's coefficients, summed over the program's positions."""
-    term = to_row if place.mask is None else tl.where(place.mask, to_row, 0.0)
+    term = tl.where(place.mask, to_row, 0.0) if mode.masked else to_row
     for power in tl.static_range(mode.c):
         total = tl.sum(term)
         if EXPONENTIAL:
