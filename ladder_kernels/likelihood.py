@@ -113,18 +113,17 @@ class MixtureLikelihood(torch.autograd.Function):
         functions = _functions(ctx.backend, grad, *inputs)
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
-                return (*_differentiable_backward(grad, *inputs, needs), None, None, None)
+                return (*_differentiable_backward(grad, inputs, needs), None, None, None)
             if torch._C._are_functorch_transforms_active() or is_batched(grad):
                 functions = torch_backend
         return (*functions.backward(grad, *inputs, needs), None, None, None)
 
 
-def _differentiable_backward(
-    grad: Tensor, x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor, needs: Needs
-) -> list[Tensor | None]:
+def _differentiable_backward(grad: Tensor, given: tuple[Tensor, ...], needs: Needs) -> list[Tensor | None]:
     """By autograd of the plain formula, so that the gradients have gradients themselves."""
     # Fresh aliases, so that x computed from the signal does not count the signal's gradient twice.
-    x, signal, weight = inputs = [each.view_as(each) for each in (x, signal, weight)]
+    *differentiable, constants = given
+    x, signal, weight = inputs = [each.view_as(each) for each in differentiable]
     wanted = [each for each, need in zip(inputs, needs, strict=True) if need]
     out = torch_backend.forward(x, signal, weight, constants)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
