@@ -164,7 +164,8 @@ def _gradient_at_weight(to_rows: Sequence[Tensor], t: Tensor, weight: Tensor) ->
     powers = [torch.ones_like(t)]
     for _ in range(1, weight.shape[2]):
         powers.append(powers[-1] * t)
-    per_channel = [(to_row * power).transpose(0, 1).flatten(1).sum(1) for to_row in to_rows for power in powers]
+    over = [0, *range(2, t.dim())]
+    per_channel = [(to_row * power).sum(over) for to_row in to_rows for power in powers]
     mean, log_var, logit = torch.stack(per_channel, dim=1).view(weight.shape).chunk(3, dim=1)
     log_var = log_var * torch.exp(weight.to(t.dtype).chunk(3, dim=1)[1])
     return torch.cat([mean, log_var, logit], dim=1).to(weight.dtype)
