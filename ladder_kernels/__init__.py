@@ -12,6 +12,7 @@ from ladder_kernels.functional import (
     normal_sample_kl,
     normal_sample_log_prob,
 )
+from ladder_kernels.likelihood import mixture_log_likelihood
 from ladder_kernels.patch import patch_model, unpatch_model
 from ladder_kernels.predict import predict_mmse
 from ladder_kernels.variance import VarianceMap
@@ -25,6 +26,7 @@ __all__ = [
     "SampleKL",
     "SampleLogProb",
     "VarianceMap",
+    "mixture_log_likelihood",
     "normal_kl",
     "normal_log_prob",
     "normal_sample",

@@ -36,7 +36,7 @@ def run(
     if step.draw == "fresh":
         step = step.with_draw(default_draw(backend))
         source = draw_source(q, step.draw, generator)
-    if _is_plain(backend, q, p):
+    if is_plain(backend, q, p):
         if step.draw == "seed" and source is not None:
             source = noise_of_seed(source, latent_shape(q), compute_dtype(q, p), q)
             step = step.with_draw("noise")
@@ -98,7 +98,7 @@ def _gradients(inputs: Tensors, step: Step, backend: str, grads: StepGrads, need
     if not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
             return torch_backend.differentiable_backward(q, p, source, step, grads, needs)
-        if torch._C._are_functorch_transforms_active() or any(map(_is_batched, grads)):
+        if torch._C._are_functorch_transforms_active() or any(map(is_batched, grads)):
             functions = torch_backend
     to_q, to_p, to_latent = step.flows_to(grads)
     flows = (needs[0] and to_q, needs[1] and to_p, needs[2] and to_latent)
@@ -136,7 +136,7 @@ def _functions(backend: str, *tensors: Tensor | None) -> Any:
     return ops.Operators(backend) if is_recorded(tensors) else load(backend)
 
 
-def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
+def is_plain(backend: str, *tensors: Tensor | None) -> bool:
     """Whether the call is the plain formula, with its own autograd: what torch.func and tracers can see into."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
@@ -144,9 +144,9 @@ def _is_plain(backend: str, q: Tensor, p: Tensor | None) -> bool:
         # A compiler fuses plain torch; any other backend is an operator to it.
         return backend == "torch" or torch.onnx.is_in_onnx_export()
     # torch.jit.trace writes down ATen calls.
-    return torch._C._is_tracing() or (backend == "torch" and is_recorded((q, p)))
+    return torch._C._is_tracing() or (backend == "torch" and is_recorded(tensors))
 
 
-def _is_batched(grad: Tensor | None) -> bool:
+def is_batched(grad: Tensor | None) -> bool:
     """Whether it is one of several at once: `torch.autograd.grad(..., is_grads_batched=True)`."""
     return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)

@@ -128,55 +128,55 @@ class Incoming(NamedTuple):
 
 
 def _step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
-    q, p, source = _bare(q, p, source)
+    q, p, source = bare(q, p, source)
     step, backend = Asked.of_real(q, *asked)
-    return tuple(_or_empty(out, q) for out in load(backend).forward(q, p, source, step))
+    return tuple(or_empty(out, q) for out in load(backend).forward(q, p, source, step))
 
 
 def _step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, grads = Incoming.of(rest)
-    q, p, source = _bare(q, p, source)
+    q, p, source = bare(q, p, source)
     step, backend = Asked.of_real(q, *asked)
-    found = load(backend).backward(q, p, source, step, StepGrads(*_bare(*grads)), needs)
-    return tuple(_or_empty(grad, q) for grad in found)
+    found = load(backend).backward(q, p, source, step, StepGrads(*bare(*grads)), needs)
+    return tuple(or_empty(grad, q) for grad in found)
 
 
 def _sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
-    q, source = _bare(q, source)
+    q, source = bare(q, source)
     step, backend = Asked.of_real(q, *asked)
     return load(backend).sample(q, source, step)
 
 
 def _fake_step(q: Tensor, p: Tensor | None, source: Tensor | None, *asked: Any) -> tuple[Tensor, ...]:
     step, _ = Asked.of(q, *asked)
-    return tuple(_empty(look, q) for look in output_looks(q, p, source, step))
+    return tuple(empty(look, q) for look in output_looks(q, p, source, step))
 
 
 def _fake_step_backward(q: Tensor, p: Tensor | None, source: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     asked, needs, _ = Incoming.of(rest)
     step, _ = Asked.of(q, *asked)
-    return tuple(_empty(look, q) for look in gradient_looks(q, p, source, step, needs))
+    return tuple(empty(look, q) for look in gradient_looks(q, p, source, step, needs))
 
 
 def _fake_sample(q: Tensor, source: Tensor | None, *asked: Any) -> Tensor:
     step, _ = Asked.of(q, *asked)
-    return _empty(output_looks(q, None, source, step)[0], q)
+    return empty(output_looks(q, None, source, step)[0], q)
 
 
-class _Operator(NamedTuple):
-    real: Callable[..., Any]
-    fake: Callable[..., Any]
-
-
-_OPERATORS = {
-    "step": _Operator(_step, _fake_step),
-    "step_backward": _Operator(_step_backward, _fake_step_backward),
-    "sample": _Operator(_sample, _fake_sample),
-}
+_OPERATORS: dict[str, Callable[..., Any]] = {}
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-for _name, _functions in _OPERATORS.items():
-    _library.impl(_name, _functions.real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _functions.fake)
+
+
+def register(name: str, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """What an operator that has been defined does with tensors, and with fake ones."""
+    _OPERATORS[name] = real
+    _library.impl(name, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+
+
+register("step", _step, _fake_step)
+register("step_backward", _step_backward, _fake_step_backward)
+register("sample", _sample, _fake_sample)
 
 
 def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
@@ -184,13 +184,13 @@ def register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
 
     Unlike torch's own `register_autograd` this takes a Function that others call as well.
     """
-    real, operator = _OPERATORS[name].real, getattr(torch.ops.ladder_kernels, name).default
+    real, operator = _OPERATORS[name], getattr(torch.ops.ladder_kernels, name).default
 
     def call(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
         tensors = [each for each in arguments if isinstance(each, Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             found = differentiable(*arguments)
-            return tuple(_or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
+            return tuple(or_empty(out, arguments[0]) for out in found) if isinstance(found, tuple) else found
         if not is_recorded(tensors):  # the dispatcher takes as long as a small step to get there
             return real(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
@@ -206,14 +206,14 @@ def is_recorded(tensors: Sequence[Tensor | None]) -> bool:
     return not PLAIN.issuperset(map(type, tensors))
 
 
-def _bare(*tensors: Any) -> tuple[Any, ...]:
+def bare(*tensors: Any) -> tuple[Any, ...]:
     """Without subclasses, which may have methods of other arguments (MONAI's MetaTensor); torch puts them back."""
     return tuple(each if type(each) in PLAIN else each.as_subclass(Tensor) for each in tensors)
 
 
-def _or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
+def or_empty(tensor: Tensor | None, q: Tensor) -> Tensor:
     return q.new_empty((0,)) if tensor is None else tensor
 
 
-def _empty(look: Look | None, q: Tensor) -> Tensor:
+def empty(look: Look | None, q: Tensor) -> Tensor:
     return q.new_empty((0,)) if look is None else q.new_empty_strided(look.shape, look.strides, dtype=look.dtype)

@@ -1,7 +1,8 @@
 """`patch_model` and `unpatch_model`: the fused step inside an existing CAREamics model, and back.
 
-The only module that knows how upstream's block looks. A block changes its class and nothing else: its parameters,
-hooks and place in the model stay, so an optimizer or a checkpoint never notices.
+The only module that knows how upstream's block looks; `patch_likelihood` knows its likelihood. What is patched changes
+its class and nothing else: its parameters, hooks and place in the model stay, so an optimizer or a checkpoint never
+notices.
 """
 
 import copyreg
@@ -16,6 +17,8 @@ from torch import nn
 
 from ladder_kernels.block import NormalStochasticBlock, check_rng
 from ladder_kernels.overrides import STAGES
+from ladder_kernels.patch_likelihood import FusedLikelihood, is_likelihood
+from ladder_kernels.patch_likelihood import reason_to_skip as reason_to_skip_likelihood
 from ladder_kernels.predict import SharedBottomUp, draws_samples
 
 UPSTREAM_NAME = "NormalStochasticBlock"
@@ -71,6 +74,8 @@ class PatchReport:
     """Names of those that look like the block but were left, with the reason."""
     predictors: list[str]
     """Names of Lightning modules whose predictions of one input now share the bottom-up pass."""
+    likelihoods: list[str]
+    """Names of noise-model likelihoods that now run fused."""
     rng: str | None = None
     """The option that `patch_model` was given."""
 
@@ -79,6 +84,7 @@ class PatchReport:
 
         lines = [f"{len(self.patched)} stochastic blocks run fused"]
         lines += [f"  {name}" for name in self.patched]
+        lines += [f"the likelihood {name or 'itself'} runs fused" for name in self.likelihoods]
         lines += [f"  {name}: left as it is, {reason}" for name, reason in self.skipped.items()]
         lines += [f"predictions of {name or 'the model'} share one bottom-up pass" for name in self.predictors]
         lines += [f"{tensors}: {serves}" for tensors, serves in info.defaults(self.rng).items()]
@@ -95,6 +101,7 @@ def patch_model(
 ) -> PatchReport:
     """Let every `NormalStochasticBlock` of CAREamics in `model` (or `model` itself) run fused.
 
+    So does a `NoiseModelLikelihood` with mixtures of Gaussians, wherever in `model` it hangs; it may be `model` itself.
     The options are those of `NormalStochasticBlock`; None is the block's default, or what an earlier call has set.
     A Lightning module of CAREamics that draws `n_samples` predictions of an input (the version after 0.3) then draws
     them from one bottom-up pass. Other instances of the model's class are not touched, nor are blocks of ours that were
@@ -103,13 +110,18 @@ def patch_model(
     """
     check_rng(rng)
     options = {"allow_oddsizes": allow_oddsizes, "rng": rng, "validate_args": validate_args}
-    patched, skipped, predictors = [], {}, []
+    patched, skipped, predictors, likelihoods = [], {}, [], []
     for name, module in model.named_modules():
         if draws_samples(module):
-            if not _is_patched(module):
-                original: Any = type(module)
-                module.__class__ = _fused(original, SharedBottomUp)
+            _become(module, SharedBottomUp)
             predictors.append(name)
+        elif is_likelihood(module):
+            reason = None if _is_patched(module) else reason_to_skip_likelihood(module)
+            if reason is None:
+                _become(module, FusedLikelihood)
+                likelihoods.append(name)
+            else:
+                skipped[name] = reason
         elif _is_patched(module):
             module.set_options(**options)
             patched.append(name)
@@ -120,7 +132,7 @@ def patch_model(
                 patched.append(name)
             else:
                 skipped[name] = reason
-    return PatchReport(patched, skipped, predictors, rng)
+    return PatchReport(patched, skipped, predictors, likelihoods, rng)
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
@@ -143,9 +155,14 @@ def unpatch_model(model: nn.Module) -> list[str]:
     return list(patched)
 
 
+def _become(module: Any, ours: type) -> None:
+    if not _is_patched(module):
+        original: type = type(module)
+        module.__class__ = _fused(original, ours)
+
+
 def _patch(module: Any, options: dict[str, Any]) -> None:
-    original: type = type(module)
-    module.__class__ = _fused(original, NormalStochasticBlock)
+    _become(module, NormalStochasticBlock)
     module.set_options(**options)
     if module._vanilla_latent_hw is not None:
         # CAREamics leaves a numpy integer, which torch.compile would take for an array.
@@ -183,7 +200,8 @@ def _original(module: nn.Module) -> type:
 
 
 def _ours(module: nn.Module) -> type:
-    return SharedBottomUp if isinstance(module, SharedBottomUp) else NormalStochasticBlock
+    ours = (SharedBottomUp, FusedLikelihood, NormalStochasticBlock)
+    return next(each for each in ours if isinstance(module, each))
 
 
 def _does_the_job(module: nn.Module) -> bool:

@@ -72,14 +72,15 @@ class Setup:
                 nn.init.normal_(layer.top_prior_params, std=0.01)
         return model
 
-    def build_loss(self) -> Loss:
-        """Upstream's loss with real likelihoods, as `loss(model's outputs, targets)`."""
+    def build_loss(self, fused: bool = False) -> Loss:
+        """Upstream's loss with real likelihoods, a noise model's fused if asked; `loss(model's outputs, targets)`."""
         config = LVAELossConfig(loss_type=self.loss, kl_params=KLLossConfig(loss_type=self.kl_type))
         gaussian = noise = None
         if self.loss in ("musplit", "denoisplit_musplit") or (self.loss == "hdn" and not self.noise_model):
             gaussian = GaussianLikelihood(predict_logvar="pixelwise", logvar_lowerbound=-5.0)
         if self.loss in ("denoisplit", "denoisplit_musplit") or self.noise_model:
             noise = noise_model_likelihood(self.config)
+            assert not fused or patch_model(noise).likelihoods == [""]
         function = getattr(lvae_losses, f"{self.loss}_loss")
         return lambda outputs, targets: function(outputs, targets, config, gaussian, noise)
 
@@ -182,7 +183,7 @@ def train(
     # Adam divides a gradient by its own size, so where the true one is zero (a bias ahead of a batch norm) it steps
     # by lr in the direction of the rounding errors: this rate keeps that below what the tests tolerate.
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=1e-4)
-    loss, history = setup.build_loss(), History()
+    loss, history = setup.build_loss(fused=runs_fused(model)), History()
     dtype = next(model.parameters()).dtype
     torch.manual_seed(seed)
     for step, (inputs, targets) in zip(range(steps), setup.batches(), strict=False):

@@ -57,7 +57,15 @@ BACKWARD = {
     "needs": ("q", "p", "latent", "q p", "q latent", "p latent", "q p latent"),
     **FORWARD,
 }
-OPERATIONS = {"forward": FORWARD, "backward": BACKWARD, "sample": SAMPLE}
+MIXTURE = {
+    "n": (1, 2, 3, 4),
+    "c": (1, 2, 3),
+    "x": DTYPES,
+    "signal": DTYPES,
+    "needs": ("x", "signal", "weight", "x signal", "x weight", "signal weight", "x signal weight"),
+    **{name: SAMPLE[name] for name in ("layout", "size", "dims", "wide")},
+}
+OPERATIONS = {"forward": FORWARD, "backward": BACKWARD, "sample": SAMPLE, "mixture": MIXTURE}
 
 
 def _no_kl(kl, value):
@@ -123,6 +131,9 @@ def launch(operation: str, row: Row) -> None:
     batch, channels = BATCH_AND_CHANNELS[row["size"]]
     space = SPACE[row["size"]][row["dims"] - 1]
     last = row["layout"] == "channels_last"
+    if operation == "mixture":
+        launch_mixture(row, (batch, channels, *space), last)
+        return
     # How all but q lies.
     others_last = last or row["layout"] == "mixed"
     variance = dataclasses.replace(MAPS[row["map"]], raw_min=row["raw_min"], raw_max=row["raw_max"])
@@ -146,6 +157,19 @@ def launch(operation: str, row: Row) -> None:
         grads = incoming(row, (batch, channels, *space), compute_dtype(q, p, source))
         needs = tuple(name in row["needs"].split() for name in ("q", "p", "latent"))
         backend.backward(q, p, source, step, grads, needs)
+
+
+def launch_mixture(row: Row, shape: tuple[int, ...], last: bool) -> None:
+    """Forward and backward of the mixture likelihood; the gradient that arrives is a mean's, one number for all."""
+    from ladder_kernels.backends.triton import mixture
+
+    x = without_memory(row, row["x"], shape, last or row["layout"] == "mixed")
+    signal = without_memory(row, row["signal"], shape, last)
+    weight = torch.empty((shape[1], 3 * row["n"], row["c"]), device="meta")
+    constants = torch.empty((6, shape[1]), dtype=compute_dtype(x, signal), device="meta")
+    out = mixture.forward(x, signal, weight, constants)
+    needs = tuple(name in row["needs"].split() for name in ("x", "signal", "weight"))
+    mixture.backward(out.new_empty(()).expand(shape), x, signal, weight, constants, needs)
 
 
 def without_memory(row: Row, dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool) -> torch.Tensor:

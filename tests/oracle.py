@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
 
 from ladder_kernels.variance import VarianceMap
 
@@ -95,6 +95,37 @@ def centred(kl: Tensor, window: int | None) -> Tensor:
         pad = max(0, (kl.shape[dim] - window) // 2)
         kl = kl.narrow(dim, pad, kl.shape[dim] - 2 * pad)
     return kl
+
+
+def mixture_log_likelihood(
+    x: Tensor,
+    signal: Tensor,
+    weight: Tensor,
+    *,
+    min_signal: Any,
+    max_signal: Any,
+    min_sigma: Any,
+    tolerance: float = 1e-10,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+) -> Tensor:
+    """Channel by channel; the constants are numbers, or lists of one for each channel."""
+    constants = (min_signal, max_signal, min_sigma, mean, std)
+    per_channel = zip(*(c if isinstance(c, list) else [c] * x.shape[1] for c in constants), strict=True)
+    found = []
+    for channel, (low, high, floor, mean, std) in enumerate(per_channel):
+        of_x, of_signal = (each[:, channel, ..., None] * std + mean for each in (x, signal))
+        t = (of_signal - low) / (high - low)
+        means, log_vars, logits = (rows.unbind(-1) for rows in weight[channel].chunk(3))
+        offset = sum(c * t**i for i, c in enumerate(means))
+        variance = sum(c.exp() * t**i for i, c in enumerate(log_vars))
+        variance = torch.where(variance < floor, floor, variance)
+        mixing = Categorical(logits=sum(c * t**i for i, c in enumerate(logits)) + 0 * t, validate_args=False)
+        centre = (mixing.probs * offset).sum(-1, keepdim=True)
+        components = Normal(of_signal + offset - centre, variance.sqrt(), validate_args=False)
+        density = MixtureSameFamily(mixing, components, validate_args=False).log_prob(of_x[..., 0])
+        found.append(torch.logaddexp(density, torch.tensor(tolerance, dtype=density.dtype).log()))
+    return torch.stack(found, 1)
 
 
 def gradients(outputs: dict[str, Tensor], inputs: list[Tensor], incoming: dict[str, Tensor]) -> list[Tensor]:

@@ -20,13 +20,14 @@ def install(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from ladder_kernels.backends.triton import settings
+    from ladder_kernels.backends.triton import mixture, settings
 
     target = GPUTarget(*TARGETS[name])
     # Triton caches kernels by device number: another target needs another one.
     driver.set_active(FakeDriver(target, list(TARGETS).index(name)))
     settings.WARP_SIZE, settings.NVIDIA = target.warp_size, target.backend == "cuda"
     settings.forget()
+    mixture.prepared.cache_clear()
 
 
 def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...]]]:

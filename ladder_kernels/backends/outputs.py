@@ -116,6 +116,10 @@ def new(look: Look, device: torch.device) -> New:
     return functools.partial(torch.empty_strided, look.shape, look.strides, dtype=look.dtype, device=device)
 
 
+def dense_look(shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Look:
+    return Look(tuple(shape), dense_strides(shape, channels_last), dtype)
+
+
 def dense_strides(shape: Sequence[int], channels_last: bool) -> Strides:
     """Those of a dense tensor; of a (B, C, *S) with its channels innermost if `channels_last`."""
     dims = list(range(len(shape)))
@@ -134,8 +138,8 @@ _in_order: Callable[..., tuple[Any, ...]] = StepOutputs
 
 def _dense(shape: Sequence[int], dtype: torch.dtype, step: Step) -> Look:
     """A (B, C, *S) in the step's element order."""
-    return Look(tuple(shape), dense_strides(shape, step.channels_last), dtype)
+    return dense_look(shape, dtype, step.channels_last)
 
 
 def _sums(shape: tuple[int, ...], dtype: torch.dtype) -> Look:
-    return Look(shape, dense_strides(shape, channels_last=False), dtype)
+    return dense_look(shape, dtype, channels_last=False)

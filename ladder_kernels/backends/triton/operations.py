@@ -42,7 +42,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
     column_sums, row_sums = outputs.kl_spatial, outputs.kl_channelwise
     if of.channels_inner:
         column_sums, row_sums = row_sums, column_sums
-    with _on_device_of(q):
+    with on_device_of(q):
         of.step(
             Strided(q, of.q_strides),
             _strided(p, of.p_strides),
@@ -69,7 +69,7 @@ def sample(q: Tensor, source: Tensor | None, step: Step) -> Tensor:
     q, source = resolved(q), resolved(source)
     of = settings.sample(Look.of(q), look(source), q.device, step)
     z = of.z()
-    with _on_device_of(q):
+    with on_device_of(q):
         of.step(Strided(q, of.q_strides), _strided(source, of.source_strides), z)
     return z
 
@@ -92,7 +92,7 @@ def backward(
     of = settings.backward(Look.of(q), look(p), look(source), q.device, step, incoming, needs)
     grad_q, grad_p, grad_latent = [new and new() for new in of.grads]
     over_rows, over_columns = (channelwise, spatial) if of.channels_inner else (spatial, channelwise)
-    with _on_device_of(q):
+    with on_device_of(q):
         of.step(
             Strided(q, of.q_strides),
             _strided(p, of.p_strides) if of.reads_p else None,
@@ -129,7 +129,7 @@ def _of_samples(grad: Tensor | None) -> Strided | None:
     return None if grad is None else Strided(grad, (grad.stride(0),))
 
 
-def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(tensor.device)

@@ -86,10 +86,10 @@ def make_plan(
     channels_inner = channels_last or positions == 1
     rows, columns = (positions, channels) if channels_inner else (channels, positions)
     given = [strides for strides in (q_strides, p_strides, source_strides) if strides is not None]
-    collapsed, merged = _collapse(space, given)
+    collapsed, merged = collapse(space, given)
     strides = iter(merged)
     tile_columns = _tile_columns(columns)
-    tile_rows = max(1, min(TILE // tile_columns, _power_of_two(rows)))
+    tile_rows = max(1, min(TILE // tile_columns, power_of_two(rows)))
     largest_offset = max(
         sum(abs(s) * n for s, n in zip(tensor[1:], (2 * channels, *space), strict=True)) for tensor in given
     )
@@ -127,13 +127,13 @@ def _tile_columns(columns: int) -> int:
 
 
 def _shared_tiles(batch: int, rows: int, columns: int, tile_columns: int) -> Tiles:
-    tile_rows = max(1, min(SHARED_TILE // tile_columns, _power_of_two(rows)))
+    tile_rows = max(1, min(SHARED_TILE // tile_columns, power_of_two(rows)))
     row_blocks, column_blocks = -(-rows // tile_rows), -(-columns // tile_columns)
     masked = columns % tile_columns != 0 or rows % tile_rows != 0
     return Tiles(tile_rows, tile_columns, batch, row_blocks, column_blocks, 1, masked)
 
 
-def _collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], list[Strides]]:
+def collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], list[Strides]]:
     """Merges neighbouring spatial dims wherever all tensors allow it; dims of size 1 vanish."""
     sizes: list[int] = []
     strides: list[list[int]] = [[] for _ in tensors]
@@ -154,6 +154,6 @@ def _collapse(space: Sequence[int], tensors: list[Strides]) -> tuple[list[int], 
     return sizes, [(*tensor[:2], *inner) for tensor, inner in zip(tensors, strides, strict=True)]
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The smallest power of two that is not less."""
     return 1 << max(0, size - 1).bit_length()

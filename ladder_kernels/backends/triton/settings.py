@@ -30,7 +30,7 @@ NVIDIA = torch.version.cuda is not None
 REDUCE_BLOCK = 256
 # Of every launch: Triton is about to change the default, and warns where nothing is said.
 FUSED = {"enable_fp_fusion": True}
-_TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 class ForwardSettings(NamedTuple):
@@ -91,7 +91,7 @@ def forward(q: Look, p: Look | None, source: Look | None, device: torch.device, 
             reduce_kernel,
             (batch + 1 + (_cdiv(batch * columns) + _cdiv(batch * rows) if with_kl else 0), 1, 1),
             (layout, variance),
-            {"BLOCK": REDUCE_BLOCK, "COMPUTE": _TRITON_DTYPE[dtype], **FUSED},
+            {"BLOCK": REDUCE_BLOCK, "COMPUTE": TRITON_DTYPE[dtype], **FUSED},
         ),
     )
 
@@ -191,7 +191,7 @@ def tile_mode(step: Step, plan: Plan, tiles: Tiles, q: Look, dtype: torch.dtype,
         first_axis=tiles.first_axis(),
         block_rows=tiles.block_rows,
         block_columns=tiles.block_columns,
-        compute=_TRITON_DTYPE[dtype],
+        compute=TRITON_DTYPE[dtype],
         fast=dtype == torch.float32 and NVIDIA and not INTERPRETED,
     )
 

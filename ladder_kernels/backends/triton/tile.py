@@ -93,15 +93,20 @@ def _pointers(tensor, place, space, mode):
     channel = place.column if mode.channels_inner else place.row
     position = place.row if mode.channels_inner else place.column
     base = tensor.data + place.sample * strides[0]
+    return base + (channel * strides[1] + in_space(position, strides, space))
+
+
+@triton.jit
+def in_space(position, strides, space):
+    """How far a flat position of space lies from the first, by the strides of a `Strided`."""
     if len(strides) == 3:
-        return base + (channel * strides[1] + position * strides[2])
+        return position * strides[2]
     elif len(strides) == 4:
-        inner = (position // space[0]) * strides[2] + (position % space[0]) * strides[3]
-        return base + (channel * strides[1] + inner)
+        return (position // space[0]) * strides[2] + (position % space[0]) * strides[3]
     else:
         plane = position // space[1]
         inner = (plane // space[0]) * strides[2] + (plane % space[0]) * strides[3]
-        return base + (channel * strides[1] + inner + (position % space[1]) * strides[4])
+        return inner + (position % space[1]) * strides[4]
 
 
 @triton.jit
