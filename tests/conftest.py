@@ -44,10 +44,12 @@ BACKENDS = ("torch", "cpp", "triton")
 if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
     BACKENDS += ("cuda",)
 # What torch finds out once it finds out now, before `_poison` replaces some of it: which functions make tensors on the
-# default device, and which are torch's own, the only ones that Dynamo traces. A new process group makes it forget those.
+# default device, and which are torch's own, the only ones that Dynamo traces. A new process group would have it find
+# the latter out again.
 with DEVICE:
     torch.zeros(())
-trace_rules.get_torch_obj_rule_map = functools.cache(lambda known=trace_rules.get_torch_obj_rule_map(): known)
+_FUNCTIONS_OF_TORCH = trace_rules.get_torch_obj_rule_map()
+trace_rules.get_torch_obj_rule_map = functools.cache(lambda: _FUNCTIONS_OF_TORCH)
 
 
 @pytest.fixture(autouse=True)
