@@ -112,4 +112,4 @@ info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out *.egg-info
