@@ -22,34 +22,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ladder_kernels")
     group.addoption("--quick", action="store_true", help="a few cases, in less than two minutes on two cores")
     group.addoption("--device", type=cli.device, default=None, help="default: the GPU, if any")
-    group.addoption(
-        "--results",
-        type=Path,
-        default=None,
-        metavar="PATH",
-        help="where the table is written (bench/results/<machine>-<date>.csv; with --quick in out/bench)",
-    )
+    group.addoption("--results", type=Path, default=None, help="the CSV (bench/results/<machine>-<date>.csv)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        device = _device(metafunc.config)
-        timed = pytest.mark.benchmark(timer=_clock(device))
-        chosen = [
-            pytest.param(case, id=case.name.replace(" ", "-"), marks=timed)
-            for case in cases.select(device, quick=metafunc.config.getoption("quick"))
-        ]
-        # By the module: pytest then runs all tests of a case after another, and checks its providers once.
-        metafunc.parametrize("case", chosen, scope="module")
+    device = _device(metafunc.config)
+    timed = pytest.mark.benchmark(timer=_clock(device))
+    chosen = cases.select(device, quick=metafunc.config.getoption("quick"))
+    named = [pytest.param(case, id=case.name.replace(" ", "-"), marks=timed) for case in chosen]
+    # By the module: pytest then runs all tests of a case after another, and checks its providers once.
+    metafunc.parametrize("case", named, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out the passes that a case has not."""
-    items[:] = [item for item in items if not hasattr(item, "callspec") or _exists(**item.callspec.params)]
-
-
-def _exists(case: Case, pass_name: str, **_: str) -> bool:
-    return pass_name in case.passes
+    given = [item.callspec.params for item in items]  # type: ignore[attr-defined]
+    items[:] = [item for item, each in zip(items, given, strict=True) if each["pass_name"] in each["case"].passes]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
