@@ -1,7 +1,6 @@
 """`make bench`: its options, what is timed with which clock, and the file of results."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from bench.measure.run_info import default_path, environment
 from bench.measure.timing import Clock, synchronised_seconds
 from bench.report.results import COLUMNS, KERNELS, Table
 
-PART = pytest.StashKey[bool]()  # whether not all was measured that there is
+TABLE = pytest.StashKey[Table]()
+PART = pytest.StashKey[bool]()  # there where not everything was chosen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,8 +47,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A table is whole where everything was chosen and has run."""
+    stash = session.config.stash
+    if TABLE not in stash:
+        return
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.shouldfail
-    session.config.stash[PART] = session.config.stash.get(PART, False) or not ended
+    if ended and PART not in stash:
+        stash[TABLE].done()
+    _say(session.config, f"written: {stash[TABLE].path}")
 
 
 def _device(config: pytest.Config) -> torch.device:
@@ -83,12 +89,10 @@ class Session:
 
 
 @pytest.fixture(scope="session")
-def session(pytestconfig: pytest.Config) -> Iterator[Session]:
+def session(pytestconfig: pytest.Config) -> Session:
     session = Session(pytestconfig)
-    yield session
-    if not pytestconfig.stash[PART]:
-        session.table.done()
-    _say(pytestconfig, f"written: {session.table.path}")
+    pytestconfig.stash[TABLE] = session.table
+    return session
 
 
 @pytest.fixture(scope="module")
