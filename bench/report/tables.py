@@ -18,63 +18,66 @@ CALLERS = ("upstream, validation off", COMPILED, "torch, compiled", "cpp", "cpp,
 
 def kernels_table(results: Results) -> str:
     """A line for each provider: the time of a step at each level, and what all of them keep for backward."""
-    rows = [row for row in results.rows if row["case"].startswith(LEVEL)]
+    rows = [row for row in results.rows if row["case"].startswith(LEVEL) and row["pass"] in ("step", "sample")]
     # The first level's kind alone, which is the default; the file has the rest.
     rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("batch", "dtype", "layout", "kl"))]
-    cases = {row["case"]: _shape(row) for row in rows}
+    cases = {row["case"]: " x ".join([row["batch"], row["channels"], *row["space"].split("x")]) for row in rows}
     lines = []
-    for provider in _tried(PROVIDERS, rows, "provider"):
-        steps = [first(rows, **_step(case, provider)) for case in cases]
-        upstream = [first(rows, **_step(case, UPSTREAM)) for case in cases]
-        kept = [number(row, "kept_mib") for row in steps]
-        total = None if None in kept else sum(value for value in kept if value is not None)
-        times = [time_cell(row, base, "median_us", 1e-6) for row, base in zip(steps, upstream, strict=True)]
-        lines.append([provider, *times, _mebibytes(total)])
+    for who in _tried(PROVIDERS, rows, "provider"):
+        kept = [number(first(rows, provider=who, case=case), "kept_mib") for case in cases]
+        total = None if None in kept else sum(filter(None, kept))
+        times = _times(rows, "provider", who, [{"case": case} for case in cases], "median_us", 1e-6)
+        lines.append([who, *times, _mebibytes(total)])
     return table(["", *cases.values(), "kept for backward, all levels"], lines)
 
 
 def training_table(results: Results) -> str:
     """A line for each variant: training and prediction in every precision, and the peak of training in the first."""
-    precisions = distinct(row["precision"] for row in results.rows)
-    columns = [(name, precision) for precision in precisions for name in PASSES]
+    rows = results.rows
+    precisions = distinct(row["precision"] for row in rows)
+    columns = [{"precision": precision, "pass": name} for precision in precisions for name in PASSES]
     lines = []
-    for variant in _tried(distinct(row["variant"] for row in results.rows), results.rows, "variant"):
-        line = [variant]
-        for name, precision in columns:
-            where = {"precision": precision, "pass": name}
-            row, base = (first(results.rows, variant=each, **where) for each in (variant, UPSTREAM))
-            line.append(time_cell(row, base, "median_ms", 1e-3))
-        trained = first(results.rows, **{"variant": variant, "precision": precisions[0], "pass": "train"})
-        lines.append([*line, _mebibytes(number(trained, "peak_mib"))])
-    heads = [f"{PASSES[name]}, {precision}" for name, precision in columns]
+    for who in _tried(distinct(row["variant"] for row in rows), rows, "variant"):
+        peak = number(first(rows, variant=who, **columns[0]), "peak_mib")
+        lines.append([who, *_times(rows, "variant", who, columns, "median_ms", 1e-3), _mebibytes(peak)])
+    heads = [f"{PASSES[where['pass']]}, {where['precision']}" for where in columns]
     return table(["", *heads, f"peak, {precisions[0]}"], lines)
 
 
 def mmse_table(results: Results) -> str:
     """A line for each way: of every size of tile the time, and how often it fits into upstream's, and the peak."""
-    tiles = distinct(row["tile"] for row in results.rows)
-    ways = distinct(row["way"] for row in results.rows)
+    tiles, ways = (distinct(row[name] for row in results.rows) for name in ("tile", "way"))
     lines = []
     for way in ways:
-        line = [way]
-        for tile in tiles:
-            # Upstream's loop is the first.
-            row, base = (first(results.rows, way=name, tile=tile) for name in (way, ways[0]))
-            line += [time_cell(row, base, "median_s", 1), _mebibytes(number(row, "peak_mib"))]
-        lines.append(line)
+        wheres = [{"tile": tile} for tile in tiles]
+        times = _times(results.rows, "way", way, wheres, "median_s", 1, base=ways[0])  # upstream's loop
+        peaks = [_mebibytes(number(first(results.rows, way=way, **where), "peak_mib")) for where in wheres]
+        lines.append([way, *(cell for pair in zip(times, peaks, strict=True) for cell in pair)])
     return table(["", *(head for tile in tiles for head in (f"{tile} x {tile}", "peak"))], lines)
 
 
 def host_cost_table(results: Results) -> str:
     """A line for each of CALLERS: the time of a call, and how often it fits into that of upstream's compiled block."""
-    baselines = {"function": "block", "block": "block", "prediction": "prediction"}
+    # Upstream has no function.
+    of_block = [row | {"pass": "function"} for row in results.rows if (row["who"], row["pass"]) == (COMPILED, "block")]
+    passes = ("function", "block", "prediction")
     lines = []
     for who in CALLERS:
-        rows = [first(results.rows, who=who, **{"pass": name}) for name in baselines]
-        bases = [first(results.rows, who=COMPILED, **{"pass": name}) for name in baselines.values()]
-        cells = [time_cell(row, base, "median_us", 1e-6) for row, base in zip(rows, bases, strict=True)]
-        lines.append([who, *cells])
-    return table(["", *baselines], lines)
+        rows = results.rows if who == COMPILED else [*results.rows, *of_block]
+        times = _times(rows, "who", who, [{"pass": name} for name in passes], "median_us", 1e-6, base=COMPILED)
+        lines.append([who, *times])
+    return table(["", *passes], lines)
+
+
+def _times(
+    rows: Sequence[Row], key: str, who: str, columns: Sequence[Row], unit: str, scale: float, base: str = UPSTREAM
+) -> list[str]:
+    """The cells of a line, compared with those of `base`."""
+
+    def at(name: str, where: Row) -> Row | None:
+        return first(rows, **{key: name}, **where)
+
+    return [time_cell(at(who, where), at(base, where), unit, scale) for where in columns]
 
 
 def section(results: Results, body: str, link: str) -> str:
@@ -82,17 +85,9 @@ def section(results: Results, body: str, link: str) -> str:
     return f"{about(results.rows)} ([all figures]({link})):\n\n{body}"
 
 
-def _step(case: str, provider: str) -> dict[str, str]:
-    return {"case": case, "provider": provider, "pass": "step"}
-
-
 def _tried(names: Iterable[str], rows: Sequence[Row], column: str) -> list[str]:
     """Those that can run on that machine."""
     return [name for name in names if any(row[column] == name and row["status"] != SKIPPED for row in rows)]
-
-
-def _shape(row: Row) -> str:
-    return " x ".join([row["batch"], row["channels"], *row["space"].split("x")])
 
 
 def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -> str:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from bench.measure.memory import peak_bytes
 from bench.measure.timing import spread, take_turns
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line, rounded
+from bench.training.micrograph import random_patches
 from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Training, Variant, build
 
 TRAIN, PREDICT = "train", "predict"
@@ -63,14 +64,14 @@ class Runner:
         return self.step(given[1])
 
 
-def measure(settings: Settings, patches: Callable[[int], Tensor], table: Table, environment: dict[str, Any]) -> None:
-    """Fill the table, one group of variants after the other; `patches(n)` are those of step n (B, 1, H, W).
+def measure(settings: Settings, image: Tensor, table: Table, environment: dict[str, Any]) -> None:
+    """Fill the table, one group of variants after the other, with steps on random patches of an image (H, W).
 
     A KeyboardInterrupt passes through, after the rows of what had been timed.
     """
     for precision in settings.precisions:
         for kind in KINDS:
-            _Group(settings, precision, kind, table, environment).run(patches)
+            _Group(settings, image, precision, kind, table, environment).run()
             gc.collect()
 
 
@@ -78,32 +79,35 @@ class _Group:
     """The variants that are compared with each other: one precision, training or prediction."""
 
     def __init__(
-        self, settings: Settings, precision: str, kind: str, table: Table, environment: dict[str, Any]
+        self, settings: Settings, image: Tensor, precision: str, kind: str, table: Table, environment: dict[str, Any]
     ) -> None:
-        self._settings, self._precision, self._kind, self._table = settings, precision, kind, table
+        self._settings, self._image, self._precision, self._kind, self._table = settings, image, precision, kind, table
         self._common = {"batch": settings.batch, "patch": settings.patch, **environment}
         self._runners: dict[str, Runner] = {}
         self._expected: list[float] | None = None
 
-    def run(self, patches: Callable[[int], Tensor]) -> None:
+    def run(self) -> None:
         # Compiled code is kept by the model's class, up to a few versions; beyond that a variant would run eagerly.
         torch._dynamo.reset()
-        first = [(count, patches(count)) for count in range(CHECKED_STEPS)]
+        first = list(map(self._given, range(CHECKED_STEPS)))
         for variant in VARIANTS:
             self._enter(variant, first)
-        rounds = ((count, patches(count)) for count in range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
-        runners = self._runners
+        rounds = map(self._given, range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
+        runners, device = self._runners, self._settings.device
         runs = {name: runner.run for name, runner in runners.items()}
         try:
-            for turn in take_turns(
-                runs, rounds, self._settings.device, lambda name, given: runners[name].prepare(given)
-            ):
+            for turn in take_turns(runs, rounds, device, lambda name, given: runners[name].prepare(given)):
                 runners[turn.name].values.append(turn.result.item())
                 runners[turn.name].seconds.append(turn.seconds)
         finally:
             for runner in runners.values():
                 if runner.seconds:
                     self._add_times(runner)
+
+    def _given(self, count: int) -> Given:
+        """The same patches for every variant and precision."""
+        settings, generator = self._settings, torch.Generator().manual_seed(count)
+        return count, random_patches(self._image, settings.patch, settings.batch, generator).to(settings.device)
 
     def _enter(self, variant: Variant, first: Sequence[Given]) -> None:
         """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
