@@ -25,9 +25,9 @@ Row = dict[str, Any]
 class Counts(NamedTuple):
     """Of one pass of a provider; None where nothing could be counted."""
 
-    peak_bytes: int | None = None
+    peak_mib: float | None = None
     """Beyond the inputs; measured on GPUs only."""
-    kept_bytes: int | None = None
+    kept_mib: float | None = None
     launches: int | None = None
     """GPU: kernels. CPU: calls of torch's dispatcher."""
     synchronisations: int | None = None
@@ -83,16 +83,9 @@ class CaseRun:
         """The row of a pass whose rounds took `seconds`."""
         size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
         speed, copied = size / quantile(seconds, 0.5), self._copy_bandwidth(size)
-        return self._row(
-            entry.provider,
-            OK,
-            **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
-            **spread(seconds, "us"),
-            **{"gb_per_s": rounded(1e-9 * speed), "copy_gb_per_s": rounded(1e-9 * copied)},
-            **{"copy_share": rounded(speed / copied)},
-            **{"peak_mib": _mebibytes(counts.peak_bytes), "kept_mib": _mebibytes(counts.kept_bytes)},
-            **{"launches": counts.launches, "synchronisations": counts.synchronisations},
-        )
+        cells = {"pass": pass_name, "bytes": size, "rounds": len(seconds), **spread(seconds, "us"), **counts._asdict()}
+        shares = {"gb_per_s": 1e-9 * speed, "copy_gb_per_s": 1e-9 * copied, "copy_share": speed / copied}
+        return self._row(entry.provider, OK, **cells, **{name: rounded(value) for name, value in shares.items()})
 
     def failure(self, provider: Provider, error: Exception) -> Row:
         """The row of what raised."""
@@ -103,7 +96,8 @@ class CaseRun:
         return {
             **{"case": case.name, "batch": case.batch, "channels": case.channels, "latents": case.latents},
             **{"space": "x".join(map(str, case.space)), "dtype": str(case.dtype).removeprefix("torch.")},
-            **{"layout": case.layout, "kl": case.kl},
+            "layout": "channels_last" if case.channels_last else "nchw",
+            "kl": "none" if case.prediction else "analytic" if case.analytic else "mc",
             **{"provider": provider.name, "pass": case.passes[-1], "status": status},
             **cells,
         }
@@ -152,8 +146,8 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Count
         # On a CPU a compiled function does not go through the dispatcher.
         return count_launches(run) if gpu else (None, None) if provider.compiled else count_calls(run)
 
-    def peak(run: Callable[[], Any]) -> int | None:
-        return peak_bytes(run, inputs.q.device) if gpu else None
+    def peak(run: Callable[[], Any]) -> float | None:
+        return _mebibytes(peak_bytes(run, inputs.q.device)) if gpu else None
 
     with stages.context():
         peak_forward = peak(lambda: stages.forward(inputs))
@@ -161,7 +155,7 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Count
             return {"sample": Counts(peak_forward, None, *calls(forward))}
         backward = stages.backward
         peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
-        kept = bytes_kept(lambda: stages.forward(inputs))
+        kept = _mebibytes(bytes_kept(lambda: stages.forward(inputs)))
         forward_calls = calls(forward)
         backward_calls = calls(lambda: backward(results.pop(), inputs))
     both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]

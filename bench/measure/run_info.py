@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,16 @@ def _today() -> str:
 
 
 def _commit() -> str:
-    """The commit, with -dirty if what is measured was changed since; empty outside of a repository."""
-    try:
-        found = _git("rev-parse", "--short", "HEAD")
-        return found + "-dirty" * bool(_git("status", "--porcelain", "--", ":/ladder_kernels", ":/csrc"))
-    except OSError:  # no git
+    """The commit, with -dirty if what is measured was changed since; empty where there is no git or no repository."""
+
+    def git(*arguments: str) -> str:
+        command, folder = ["git", *arguments], Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+    if shutil.which("git") is None:
         return ""
-
-
-def _git(*arguments: str) -> str:
-    command, folder = ["git", *arguments], Path(__file__).parent
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    changed = git("status", "--porcelain", "--", ":/ladder_kernels", ":/csrc")
+    return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
 
 
 def device_name(device: torch.device) -> str:

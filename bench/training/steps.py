@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class DivergedError(RuntimeError):
 
 
 class Variant(NamedTuple):
-    """A way to run the model: whose stochastic blocks, and eager, compiled or captured as a CUDA graph."""
+    """Whose stochastic blocks the model has, and whether it is eager, compiled or captured as a CUDA graph."""
 
     name: str
     patched: bool = False
@@ -125,16 +125,12 @@ class Captured:
 
 
 def build(
-    kind: type[Training] | type[Prediction],
-    variant: Variant,
-    precision: str,
-    patches: Tensor,
-    rng: Literal["torch", "philox"] | None = None,
+    kind: type[Training] | type[Prediction], variant: Variant, precision: str, patches: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
+    """A step on patches like these, captured if the variant says so."""
     model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
     if variant.patched:
-        patch_model(model, rng=rng)
+        patch_model(model)
     step = kind(model, variant, precision)
     return Captured(step, patches) if variant.captured else step
 

@@ -52,7 +52,7 @@ def test_every_variant_has_a_row_for_training_and_for_prediction(results: Path) 
     assert rows["patched", "predict"]["final_loss"] == ""
 
 
-def spoilt(model, rng):
+def spoilt(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.02)
@@ -60,7 +60,7 @@ def spoilt(model, rng):
 
 @pytest.mark.usefixtures("training_only")
 @pytest.mark.parametrize(
-    "patch", [spoilt, lambda model, rng: patch_model(model, rng="philox")], ids=["weights", "noise of its own"]
+    "patch", [spoilt, lambda model: patch_model(model, rng="philox")], ids=["weights", "noise of its own"]
 )
 def test_a_variant_that_computes_something_else_is_wrong_and_has_no_time(
     results: Path, monkeypatch: pytest.MonkeyPatch, patch
