@@ -1,51 +1,21 @@
-"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps.
-
-Importable even where CAREamics as a whole is not: `import careamics` brings readers, plotting and trainers, and a
-hundred megabytes of packages with them. The model needs none of that, so on a machine that lacks some of it the
-packages' own `__init__` are left out; the modules that define the model and its loss are the installed ones either way.
-"""
+"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps."""
 
 import contextlib
 import copy
 import importlib
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from careamics.config.architectures.lvae_config import LVAEConfig
+from careamics.config.losses.loss_config import LVAELossConfig
+from careamics.losses.lvae import lvae_losses as losses
+from careamics.models.lvae.likelihoods import GaussianLikelihood
+from careamics.models.lvae.lvae import LadderVAE
+from careamics.models.lvae.stochastic import NormalStochasticBlock
 from torch import Tensor, nn
-
-_PACKAGES = ("careamics", "careamics.config", "careamics.models")
-
-
-def _import_without_init() -> None:
-    """Put packages into sys.modules that know where their modules are, and nothing else."""
-    spec = importlib.util.find_spec("careamics")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("CAREamics is not installed; run: pip install careamics", name="careamics")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "careamics"]:
-        del sys.modules[name]
-    for name in _PACKAGES:
-        package = ModuleType(name)
-        package.__path__ = ["/".join((folder, *name.split(".")[1:])) for folder in spec.submodule_search_locations]
-        sys.modules[name] = package
-
-
-try:
-    importlib.import_module("careamics")
-except Exception:  # not only ImportError: a package may be there in a version that its import cannot bear
-    _import_without_init()
-
-LVAEConfig = importlib.import_module("careamics.config.architectures.lvae_config").LVAEConfig
-NormalStochasticBlock = importlib.import_module("careamics.models.lvae.stochastic").NormalStochasticBlock
-LadderVAE = importlib.import_module("careamics.models.lvae.lvae").LadderVAE
-GaussianLikelihood = importlib.import_module("careamics.models.lvae.likelihoods").GaussianLikelihood
-LVAELossConfig = importlib.import_module("careamics.config.losses.loss_config").LVAELossConfig
-losses = importlib.import_module("careamics.losses.lvae.lvae_losses")
 
 ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
 LEVELS = len(ARCHITECTURE["z_dims"])

@@ -10,12 +10,12 @@ import torch
 from bench import cli
 from bench.kernels import cases
 from bench.kernels.cases import GPU, Case
-from bench.kernels.run import EFFORT, GRAPH, QUICK_EFFORT, CaseRun, Row
+from bench.kernels.run import EFFORT, QUICK_EFFORT, CaseRun, Row
 from bench.measure.run_info import default_path, environment
 from bench.measure.timing import Clock, synchronised_seconds
 from bench.report.results import COLUMNS, KERNELS, Table
 
-LAUNCH_BOUND = 1 << 20  # latents; from here on a kernel takes longer than to launch it
+PART = pytest.StashKey[bool]()  # whether not all was measured that there is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,14 +43,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", chosen, scope="module")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the passes that a case has not, and graphs but for small cases on GPUs."""
-    items[:] = [item for item in items if not hasattr(item, "callspec") or _exists(config, **item.callspec.params)]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out the passes that a case has not."""
+    items[:] = [item for item in items if not hasattr(item, "callspec") or _exists(**item.callspec.params)]
 
 
-def _exists(config: pytest.Config, case: Case, pass_name: str, mode: str, **_: str) -> bool:
-    graphs = _device(config).type == GPU and case.latents <= LAUNCH_BOUND
-    return pass_name in case.passes and (mode != GRAPH or graphs)
+def _exists(case: Case, pass_name: str, **_: str) -> bool:
+    return pass_name in case.passes
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """With -k and its like."""
+    for item in items:
+        item.config.stash[PART] = True
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.shouldfail
+    session.config.stash[PART] = session.config.stash.get(PART, False) or not ended
 
 
 def _device(config: pytest.Config) -> torch.device:
@@ -61,8 +71,13 @@ def _clock(device: torch.device) -> Clock:
     return synchronised_seconds if device.type == GPU else time.perf_counter
 
 
+def _say(config: pytest.Config, text: str) -> None:
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{text}", flush=True)
+
+
 class Session:
-    """The file of results, which grows with every test: an interruption leaves what was measured."""
+    """The file of results, which grows with every test."""
 
     def __init__(self, config: pytest.Config) -> None:
         device = _device(config)
@@ -73,7 +88,7 @@ class Session:
 
     def add_once(self, row: Row) -> None:
         """A provider that has no times says so in one row, whatever number of tests find it out."""
-        key = tuple(row[name] for name in ("case", "provider", "pass", "mode"))
+        key = tuple(row[name] for name in ("case", "provider", "pass"))
         if key not in self._written:
             self._written.add(key)
             self.table.add(row | self._environment)
@@ -83,13 +98,15 @@ class Session:
 def session(pytestconfig: pytest.Config) -> Iterator[Session]:
     session = Session(pytestconfig)
     yield session
-    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nwritten: {session.table.path}")
+    if not pytestconfig.stash[PART]:
+        session.table.done()
+    _say(pytestconfig, f"written: {session.table.path}")
 
 
 @pytest.fixture(scope="module")
 def case_run(case: Case, pytestconfig: pytest.Config) -> CaseRun:
     """The providers of a case, checked."""
+    _say(pytestconfig, f"{case.name}: checking its providers")
     device = _device(pytestconfig)
     effort = QUICK_EFFORT if pytestconfig.getoption("quick") else EFFORT
     return CaseRun(case, device, effort, _clock(device))

@@ -9,7 +9,9 @@ from typing import Any
 from bench.audit.machine_code import KernelCost, nvidia_costs, run_tool
 from bench.audit.table import VALUES, Variant, row
 from ladder_kernels.backends.native import path_of
+from tests.pairwise import Row, covering_rows
 
+MOST_OPTIONS = 3
 TARGETS = {"sm_80", "sm_90", "sm_100"}
 # csrc/cuda/plan.h, vector_width: the elements of a thread in one turn of the loop.
 WIDTH = 8
@@ -75,3 +77,21 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
     variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))
     # With one p for all samples, a turn of the loop begins anew with another sample.
     return row(variant, cost, None if one_p else WIDTH, values * size, compiler)
+
+
+def covering(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """So few of the rows that any two choices that meet in one of all rows meet in one of these."""
+    named = {_choices(line): line for line in rows}
+    factors = {str(place): list(dict.fromkeys(values)) for place, values in enumerate(zip(*named, strict=True))}
+
+    def possible(some: Row) -> bool:
+        return any(all(choices[int(place)] == value for place, value in some.items()) for choices in named)
+
+    return [named[tuple(str(some[place]) for place in factors)] for some in covering_rows(factors, possible)]
+
+
+def _choices(line: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is known by, one option after the other; kernels without some have them empty."""
+    backend, target, kernel, dtype, options = (line[field] for field in Variant._fields)
+    several = options.split(", ")
+    return (backend, target, kernel, dtype, *several, *[""] * (MOST_OPTIONS - len(several)))

@@ -1,14 +1,15 @@
 """The table of the audit: what a row says, the stored one, and what is wrong with new ones."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.audit.machine_code import KernelCost
 from bench.report.results import RESULTS, Table, read_rows
 
 TABLE = RESULTS / "audit.csv"
-ALLOWED_GROWTH = 1.05
 WIDE_SHARE = 0.95
-# Instructions per latent on sm_90. A softplus has a logarithm's polynomial for q and for p beside the logarithms.
+BUDGETS_TARGET = "sm_90"
+# Instructions per latent there. A softplus has a logarithm's polynomial for q and for p beside the logarithms.
 BUDGETS = {"forward": 85, "backward": 120}
 BUDGETS_OF_SOFTPLUS = {"forward": 115, "backward": 135}
 
@@ -49,48 +50,42 @@ def row(
 
 def _loop_bound(target: str, per_latent: float, bytes_per_latent: float) -> str:
     """What keeps an H200 busy longer in the main loop. What a block does once comes on top, and is not in it."""
-    if target != "sm_90":
+    if target != BUDGETS_TARGET:
         return ""
     memory, issue = bytes_per_latent / COPY_BYTES_PER_SECOND, per_latent / INSTRUCTIONS_PER_SECOND
     return "memory" if memory >= issue else "issue"
 
 
-def faults(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> list[str]:
-    """What is wrong with these kernels, and where they got worse than the stored ones."""
-    before = {_key(line): line for line in stored}
-    found = []
-    for line in rows:
-        old = before.pop(_key(line), None)
-        complaints = _faults(line) if old is None else [*_faults(line), *_growth(line, old)]
-        if old is None:
-            complaints.append("not in the stored table; run `make audit`")
-        found += [f"{' '.join(_key(line))}: {complaint}" for complaint in complaints]
-    return found + [f"{' '.join(key)}: stored, but not there any more; run `make audit`" for key in before]
+def faults(rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with these kernels."""
+    return [f"{_name(line)}: {complaint}" for line in rows for complaint in _faults(line)]
 
 
-def _faults(line: dict[str, Any]) -> list[str]:
-    found = []
+def _faults(line: dict[str, Any]) -> Iterator[str]:
     if int(line["stack"]) or int(line["spills"]):
-        found.append(f"{line['stack']} bytes of stack, {line['spills']} spills")
+        yield f"{line['stack']} bytes of stack, {line['spills']} spills"
     if line["instructions_per_latent"] == "":
-        return found
+        return
     if float(line["wide_access_share"]) < WIDE_SHARE:
-        found.append(f"only {line['wide_access_share']} of the traffic in 128-bit accesses")
+        yield f"only {line['wide_access_share']} of the traffic in 128-bit accesses"
     budgets = BUDGETS_OF_SOFTPLUS if "softplus" in line["options"] else BUDGETS
     budget = budgets.get(line["kernel"].split()[0])
-    if line["target"] == "sm_90" and budget is not None and float(line["instructions_per_latent"]) > budget:
-        found.append(f"{line['instructions_per_latent']} instructions per latent, the budget is {budget}")
-    return found
+    if line["target"] == BUDGETS_TARGET and budget is not None and float(line["instructions_per_latent"]) > budget:
+        yield f"{line['instructions_per_latent']} instructions per latent, the budget is {budget}"
 
 
-def _growth(line: dict[str, Any], old: dict[str, str]) -> list[str]:
-    now, then = line["instructions_per_latent"], old["instructions_per_latent"]
-    grown = now != "" and then != "" and float(now) > ALLOWED_GROWTH * float(then)
-    return [f"instructions per latent {then} -> {now}"] if grown else []
+def differences(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> list[str]:
+    """Where the stored table is not these rows: the same compiler makes the same of the same kernels."""
+    before, now = ({_name(line): {k: str(v) for k, v in line.items()} for line in lines} for lines in (stored, rows))
+    found = [f"{name}: {'stored, but not there' if name in before else 'not stored'}" for name in before ^ now.keys()]
+    for name in before.keys() & now.keys():
+        changes = [f"{key} {old} -> {now[name][key]}" for key, old in before[name].items() if old != now[name][key]]
+        found += [f"{name}: {', '.join(changes)}"] * bool(changes)
+    return sorted(found)
 
 
-def _key(line: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(line[field] for field in Variant._fields)
+def _name(line: dict[str, Any]) -> str:
+    return " ".join(line[field] for field in Variant._fields)
 
 
 def read_table() -> list[dict[str, str]]:
@@ -101,6 +96,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     table = Table(TABLE, list(rows[0]))
     for line in rows:
         table.add(line)
+    table.done()
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,6 @@
 """One case of the benchmark: every provider is checked and counted once, before any of its passes is timed."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +11,11 @@ from bench.kernels.check import fault
 from bench.kernels.providers import PROVIDERS, Provider
 from bench.measure import launches
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Clock, Copying, Effort, Stages, Work, quantile, rounds_of, seconds_of
+from bench.measure.timing import Clock, Effort, Stages, Work, copying, quantile, rounds_of, seconds_of
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line, rounded
 
 EFFORT = Effort(seconds=1, least=5, most=100)
 QUICK_EFFORT = Effort(seconds=0.3, least=5, most=50)
-EAGER, GRAPH = "eager", "graph"
 MOST_SETS = 64
 
 Row = dict[str, Any]
@@ -57,12 +55,8 @@ class CaseRun:
             sets = input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
         self.case, self._device, self._effort, self._clock = case, device, effort, clock
         self._inputs = [make_inputs(case, device, seed) for seed in range(sets)]
-        self._bandwidths: dict[tuple[int, str], float] = {}
-        self.eager = {provider.name: self._enter(provider) for provider in providers}
-
-    def entry(self, provider: str, mode: str) -> Entry | Row:
-        """What is to be timed, or the row that says why nothing is."""
-        return (self.graphs if mode == GRAPH else self.eager)[provider]
+        self._bandwidths: dict[int, float] = {}
+        self.entries = {provider.name: self._enter(provider) for provider in providers}
 
     def work(self, entry: Entry, pass_name: str) -> Work:
         """A pass as what is timed, on one set of inputs after the other."""
@@ -71,15 +65,13 @@ class CaseRun:
     def rounds(self, work: Work) -> int:
         return rounds_of(work, self._clock, self._effort)
 
-    def result(self, entry: Entry, pass_name: str, mode: str, seconds: Iterable[float]) -> Row:
+    def result(self, entry: Entry, pass_name: str, seconds: Sequence[float]) -> Row:
         """The row of a pass whose rounds took `seconds`."""
         size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
-        seconds = [each / entry.stages.calls for each in seconds]
         low, median, high = (quantile(seconds, q) for q in (0.2, 0.5, 0.8))
-        copied = self._copy_bandwidth(size, mode)
+        copied = self._copy_bandwidth(size)
         return self._row(
             entry.provider,
-            mode,
             OK,
             **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
             **{"median_us": rounded(1e6 * median), "p20_us": rounded(1e6 * low), "p80_us": rounded(1e6 * high)},
@@ -92,66 +84,41 @@ class CaseRun:
             synchronisations=counts.synchronisations,
         )
 
-    def failure(self, provider: Provider, mode: str, error: Exception) -> Row:
+    def failure(self, provider: Provider, error: Exception) -> Row:
         """The row of what raised."""
-        return self._row(provider, mode, FAILED, reason=one_line(error))
-
-    @functools.cached_property
-    def graphs(self) -> dict[str, Entry | Row]:
-        """The same as CUDA graphs, which some providers cannot be."""
-        # Compiled code last: least is known of what it does in a capture.
-        ordered = sorted(self.eager.items(), key=lambda item: isinstance(item[1], Entry) and item[1].provider.compiled)
-        return {name: self._capture(entry) if isinstance(entry, Entry) else entry for name, entry in ordered}
+        return self._row(provider, FAILED, reason=one_line(error))
 
     def _enter(self, provider: Provider) -> Entry | Row:
         reason = provider.unavailable(self.case, self._device)
         if reason is not None:
-            return self._row(provider, EAGER, SKIPPED, reason=reason)
+            return self._row(provider, SKIPPED, reason=reason)
         try:
             # Made once: another one of a compiled function would be compiled again.
             stages = provider.stages(self.case)
             reason = fault(provider, stages, self.case, self._inputs[0])
             if reason is not None:
-                return self._row(provider, EAGER, WRONG, reason=reason)
+                return self._row(provider, WRONG, reason=reason)
             return Entry(provider, stages, count(provider, stages, self._inputs[0]))
         except Exception as error:  # a provider may raise anything, a compiler most of all
-            return self.failure(provider, EAGER, error)
+            return self.failure(provider, error)
 
-    def _capture(self, entry: Entry) -> Entry | Row:
-        waits = entry.counts[self.case.passes[-1]].synchronisations
-        if waits:
-            reason = f"waits for the device {waits} times, which no graph can"
-            return self._row(entry.provider, GRAPH, SKIPPED, reason=reason)
-        # The allocator's peak says nothing about a graph, which has its memory for good.
-        counts = {name: found._replace(peak_bytes=None) for name, found in entry.counts.items()}
-        try:
-            return Entry(entry.provider, launches.capture(entry.stages, self._inputs), counts)
-        except Exception as error:  # what cannot be captured raises many things
-            return self.failure(entry.provider, GRAPH, error)
-
-    def _row(self, provider: Provider, mode: str, status: str, **cells: Any) -> Row:
+    def _row(self, provider: Provider, status: str, **cells: Any) -> Row:
         case = self.case
         return {
             **{"case": case.name, "batch": case.batch, "channels": case.channels, "latents": case.latents},
             **{"space": "x".join(map(str, case.space)), "dtype": str(case.dtype).removeprefix("torch.")},
             **{"layout": case.layout, "kl": case.kl},
-            **{"provider": provider.name, "pass": case.passes[-1], "mode": mode, "status": status},
+            **{"provider": provider.name, "pass": case.passes[-1], "status": status},
             **cells,
         }
 
-    def _copy_bandwidth(self, size: int, mode: str) -> float:
+    def _copy_bandwidth(self, size: int) -> float:
         """Bytes per second of a copy that moves as many as a pass does, by the same clock; measured once."""
-        if (size, mode) not in self._bandwidths:
-            self._bandwidths[size, mode] = self._time_copy(size, mode)
-        return self._bandwidths[size, mode]
-
-    def _time_copy(self, size: int, mode: str) -> float:
-        stages = Copying(size, self._device, len(self._inputs)).stages()
-        if mode == GRAPH:
-            stages = launches.capture(stages, self._inputs)
-        work = Work(stages, "forward", self._inputs)
-        seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
-        return size * stages.calls / quantile(seconds, 0.5)
+        if size not in self._bandwidths:
+            work = Work(copying(size, self._device, len(self._inputs)), "forward", self._inputs)
+            seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
+            self._bandwidths[size] = size / quantile(seconds, 0.5)
+        return self._bandwidths[size]
 
 
 def input_sets(case: Case, l2_bytes: int) -> int:

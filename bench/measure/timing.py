@@ -20,8 +20,6 @@ class Stages(NamedTuple):
     backward: Callable[[Any, Any], Any] | None = None
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     """Entered around all rounds, outside of what is timed."""
-    calls: int = 1
-    """How many calls each stage makes, on inputs of its own; more than 1 in a captured graph."""
 
 
 class Effort(NamedTuple):
@@ -73,22 +71,18 @@ def rounds_of(work: Work, clock: Clock, effort: Effort) -> int:
     return min(max(int(effort.seconds / max(seconds_of(work, clock), 1e-9)), effort.least), effort.most)
 
 
-class Copying:
-    """Copies as the measure of the bandwidth there is. Its buffers take turns, as the inputs do."""
+def copying(size: int, device: torch.device, sets: int) -> Stages:
+    """Copies of `size` bytes, read and written, as the measure of the bandwidth there is; its buffers take turns."""
+    count = max(size // 8, 1)  # float32, half read and half written
+    # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
+    buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
+    turns = itertools.cycle(buffers)
 
-    def __init__(self, size: int, device: torch.device, sets: int) -> None:
-        count = max(size // 8, 1)  # float32, half read and half written
-        # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
-        self._buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
+    def copy(_: Any) -> None:
+        source, target = next(turns)
+        target.copy_(source)
 
-    def stages(self) -> Stages:
-        turns: Iterator[Any] = itertools.cycle(self._buffers)
-
-        def copy(_: Any) -> None:
-            source, target = next(turns)
-            target.copy_(source)
-
-        return Stages(copy)
+    return Stages(copy)
 
 
 class Turn(NamedTuple):

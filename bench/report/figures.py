@@ -1,18 +1,16 @@
 """`python -m bench.report.figures [csv...]`: draws a kernels file's time against its size, beside it as PNG.
 
-Without arguments, of every kernels file in bench/results. The image carries the numbers that it was drawn from, so that
-`python -m bench.report.readme --check` can tell one that is out of date without comparing pixels.
+Without arguments, of every kernels file in bench/results. The image carries a fingerprint of the rows that it was drawn
+from, so that `python -m bench.report.pages --check` can tell one that is out of date without comparing pixels.
 """
 
 import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,7 +51,7 @@ DRAWN = {
     "triton, Philox": (OUR_COLOUR, "D"),
     "cpp": (OUR_COLOUR, "D"),
 }
-NUMBERS = "Numbers"  # the PNG's text with the fingerprint of what is drawn
+FINGERPRINT = "Rows"  # the PNG's text with that of what is drawn
 
 
 def figure_path(results: Results) -> Path:
@@ -86,17 +84,13 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
     copied = sorted({(float(row["latents"]), _copy_seconds(row)) for row in rows if row["provider"] in OURS})
     if copied:
         axes.plot(*zip(*copied, strict=True), color=GREY, linestyle=":", label="copying its bytes")
-    for (provider, (colour, marker)), mode in product(DRAWN.items(), ("eager", "graph")):
-        chosen = [row for row in rows if (row["provider"], row["mode"]) == (provider, mode)]
-        chosen.sort(key=lambda row: float(row["latents"]))
-        if not chosen:
-            continue
+    for provider, (colour, marker) in DRAWN.items():
+        chosen = sorted((row for row in rows if row["provider"] == provider), key=lambda row: float(row["latents"]))
         sizes = [float(row["latents"]) for row in chosen]
         low, middle, high = ([1e-6 * float(row[f"{name}_us"]) for row in chosen] for name in ("p20", "median", "p80"))
-        graph = mode == "graph"
-        axes.fill_between(sizes, low, high, color=colour, alpha=0.25, linewidth=0)
-        look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "none"} if graph else {}
-        axes.plot(sizes, middle, color=colour, marker=marker, label=provider + ", graph" * graph, **look)
+        if chosen:
+            axes.fill_between(sizes, low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(sizes, middle, color=colour, marker=marker, label=provider)
     axes.set(xscale="log", yscale="log", xlabel="latents")
     for axis, unit in ((axes.xaxis, EngFormatter(sep="")), (axes.yaxis, EngFormatter(unit="s"))):
         axis.set_major_locator(LogLocator())
@@ -109,19 +103,9 @@ def _copy_seconds(row: Row) -> float:
     return float(row["bytes"]) / float(row["copy_gb_per_s"]) / 1e9
 
 
-def fingerprint(figure: Figure) -> str:
-    """Of the texts and of every line that a figure shows."""
-    lines = [
-        [axes.get_title(), str(line.get_label()), np.asarray(line.get_xydata()).tolist()]
-        for axes in figure.axes
-        for line in axes.get_lines()
-    ]
-    return hashlib.sha256(json.dumps([figure.get_suptitle(), lines]).encode()).hexdigest()
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the PNG, with the fingerprint in it."""
-    figure.savefig(path, dpi=DPI, transparent=True, metadata={NUMBERS: fingerprint(figure), "Software": None})
+def fingerprint(rows: Sequence[Row]) -> str:
+    """Of what there is to draw."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def fault(results: Results) -> str | None:
@@ -130,7 +114,7 @@ def fault(results: Results) -> str | None:
     if not path.exists():
         return f"{path.name}: missing; run `make plots`"
     with Image.open(path) as image:
-        up_to_date = image.info.get(NUMBERS) == fingerprint(draw(swept(results)))
+        up_to_date = image.info.get(FINGERPRINT) == fingerprint(swept(results))
     return None if up_to_date else f"{path.name}: out of date; run `make plots`"
 
 
@@ -144,8 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("csv", nargs="*", type=Path, help="kernels files; all of bench/results where none is named")
     try:
         for results in drawable(parser.parse_args(arguments).csv or find()):
-            save(draw(swept(results)), figure_path(results))
-            print(figure_path(results))
+            rows, path = swept(results), figure_path(results)
+            metadata = {FINGERPRINT: fingerprint(rows), "Software": None}
+            draw(rows).savefig(path, dpi=DPI, transparent=True, metadata=metadata)
+            print(path)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

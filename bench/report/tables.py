@@ -1,34 +1,24 @@
-"""The README's tables of measurements as Markdown; each depends on files of bench/results alone."""
+"""The tables of measurements as Markdown; each depends on a file of bench/results alone."""
 
 import math
 from collections.abc import Iterable, Sequence
 
-from bench.report.results import COMPILED, FAILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
+from bench.report.results import COMPILED, OK, SKIPPED, UPSTREAM, Results, Row, about, distinct, first, number
 
 LEVEL = "level"  # the cases of the default model's levels start with it
 NOTHING = "-"
-# Who has a line: of each GPU backend the noise that it draws by default. The files have the rest, and CUDA graphs.
+# Who has a line: of each GPU backend the noise that it draws by default. The files have the rest.
 PROVIDERS = (
     *(UPSTREAM, "upstream, validation off", COMPILED),
     *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
 )
 PASSES = {"train": "training step", "predict": "prediction"}
-# Whose step has a line, and what ours takes for it.
-PEERS = {
-    "diffusers, LDM": "`.diffusers()`",
-    "HDN, ladder-vae-pytorch": "`.juglab_hdn()`",
-    "VDVAE": "`.vdvae()`",
-    "COSDD": "`.cosdd()`",
-    "Efficient-VDVAE": "`.efficient_vdvae()`",
-    "NVAE": "logstd",
-    "hvae-oodd": "softplus",
-}
-CALLERS = ("upstream, validation off", COMPILED, "torch, compiled", "cpp", "cpp, compiled", "triton", "cuda")
+CALLERS = ("upstream, validation off", COMPILED, "torch, compiled", "cpp", "cpp, compiled", "triton")
 
 
 def kernels_table(results: Results) -> str:
     """A line for each provider: the time of a step at each level, and what all of them keep for backward."""
-    rows = [row for row in results.rows if row["case"].startswith(LEVEL) and row["mode"] == "eager"]
+    rows = [row for row in results.rows if row["case"].startswith(LEVEL)]
     # The first level's kind alone, which is the default; the file has the rest.
     rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("batch", "dtype", "layout", "kl"))]
     cases = {row["case"]: _shape(row) for row in rows}
@@ -60,19 +50,6 @@ def training_table(results: Results) -> str:
     return table(["", *heads, f"peak, {precisions[0]}"], lines)
 
 
-def peers_table(results: Results) -> str:
-    """A line for each of PEERS: how far its step and ours are apart, and the time of each, eager and compiled."""
-    heads = ["peer", "`variance=`", "differs at most", "its code, eager / compiled", "ours, eager / compiled"]
-    lines = []
-    for peer, variance in PEERS.items():
-        row = first(results.rows, peer=peer, ours="the function")
-        if row is not None:
-            apart = max(float(value) for name, value in row.items() if name.endswith("_difference"))
-            times = [_both_times(row, f"{who}_us", f"{who}_compiled_us") for who in ("theirs", "ours")]
-            lines.append([peer, variance, f"{apart:.0e}", *times])
-    return table(heads, lines)
-
-
 def mmse_table(results: Results) -> str:
     """A line for each way: of every size of tile the time, and how often it fits into upstream's, and the peak."""
     tiles = distinct(row["tile"] for row in results.rows)
@@ -92,13 +69,11 @@ def host_cost_table(results: Results) -> str:
     """A line for each of CALLERS: the time of a call, and how often it fits into that of upstream's compiled block."""
     baselines = {"function": "block", "block": "block", "prediction": "prediction"}
     lines = []
-    for who in _tried(CALLERS, results.rows, "who"):
-        line = [who]
-        for name, compared in baselines.items():
-            # One that failed has a single row, of no pass.
-            row = first(results.rows, who=who, **{"pass": name}) or first(results.rows, who=who, status=FAILED)
-            line.append(time_cell(row, first(results.rows, who=COMPILED, **{"pass": compared}), "median_us", 1e-6))
-        lines.append(line)
+    for who in CALLERS:
+        rows = [first(results.rows, who=who, **{"pass": name}) for name in baselines]
+        bases = [first(results.rows, who=COMPILED, **{"pass": name}) for name in baselines.values()]
+        cells = [time_cell(row, base, "median_us", 1e-6) for row, base in zip(rows, bases, strict=True)]
+        lines.append([who, *cells])
     return table(["", *baselines], lines)
 
 
@@ -128,13 +103,6 @@ def time_cell(row: Row | None, baseline: Row | None, column: str, unit: float) -
     seconds = value * unit
     scale, name = next(((s, n) for s, n in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
     return f"{three_digits(seconds * scale)} {name}" + (f" ({three_digits(base / value)}x)" if base else "")
-
-
-def _both_times(row: Row, eager: str, compiled: str) -> str:
-    """Two times in microseconds, in one unit."""
-    times = [number(row, eager), number(row, compiled)]
-    scale, name = (1e-3, "ms") if any(value is not None and value >= 1000 for value in times) else (1, "µs")
-    return " / ".join(NOTHING if value is None else three_digits(value * scale) for value in times) + f" {name}"
 
 
 def _mebibytes(value: float | None) -> str:

@@ -20,7 +20,7 @@ from bench import cli
 from bench.careamics import PATCH_MULTIPLE
 from bench.measure.run_info import default_path, environment
 from bench.report.results import COLUMNS, TRAINING, Table
-from bench.training.micrograph import NOISE_STD, SIDE, load_micrograph, random_patches
+from bench.training.micrograph import SIDE, load_micrograph, random_patches
 from bench.training.run import Settings, measure
 from bench.training.steps import FP32, PRECISIONS, precisions_of
 
@@ -38,32 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         measure(settings, _patches(settings), table, machine)
     except KeyboardInterrupt:
-        print(f"interrupted; what there is lies in {results}", file=sys.stderr)
+        print(f"interrupted; what there is lies in {table.path}", file=sys.stderr)
         return cli.INTERRUPTED
-    print(f"{time.perf_counter() - start:.0f} s; written: {results}")
+    table.done()
+    print(f"{time.perf_counter() - start:.0f} s; written: {table.path}")
     return 0
 
 
 def _patches(settings: Settings) -> Callable[[int], Tensor]:
     """A function that gives the random patches of step number n: the same for every variant and precision."""
-    image = _image()
+    image = load_micrograph().normalised()
 
     def patches(count: int) -> Tensor:
         generator = torch.Generator().manual_seed(count)
         return random_patches(image, settings.patch, settings.batch, generator).to(settings.device)
 
     return patches
-
-
-def _image() -> Tensor:
-    """The demo's micrograph; where scikit-image, which has it, is not installed, smoothed noise of its size."""
-    try:
-        return load_micrograph().normalised()
-    except ImportError:
-        print("scikit-image is not installed: smoothed noise takes the place of its micrograph", flush=True)
-    noise = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.avg_pool2d(noise, 9, stride=1, padding=4)
-    return (smooth / smooth.std() + NOISE_STD * noise)[0, 0]
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
-from bench.measure.launches import recording, warm_up_for_capture
 from ladder_kernels import patch_model
 
 SEED = 0
@@ -20,6 +19,7 @@ KL_WEIGHT = 0.5
 # bfloat16 on a CPU.
 FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
 PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
+WARM_UPS_BEFORE_CAPTURE = 3
 _AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
 
 
@@ -134,9 +134,15 @@ class Captured:
     def __init__(self, step: Training | Prediction, patches: Tensor) -> None:
         self._patches = patches.clone()
         saved = {name: value.clone() for name, value in step.model.state_dict().items()}
-        warm_up_for_capture(lambda: step(self._patches))
+        # Where a capture happens, on a side stream, autograd, cuBLAS and the allocator must have been before.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS_BEFORE_CAPTURE):
+                step(self._patches)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with recording(self._graph):
+        with torch.cuda.graph(self._graph):
             self._result = step(self._patches)
         step.model.load_state_dict(saved)
         if isinstance(step, Training):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from bench.peers.formulas import vdvae
+
 from bench.vae import __main__ as command
 from bench.vae import run as example
 from bench.vae.model import SIDE, Fused, Ladder, Plain
