@@ -84,9 +84,10 @@ def test_dtypes(backend, dtype):
     check(tensors(dtype=dtype), NORMALISED)
 
 
-def test_x_and_signal_in_different_dtypes(backend):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_x_and_signal_in_different_dtypes(backend, dtype):
     given = tensors()
-    check({**given, "signal": given["signal"].half()}, NORMALISED)
+    check({**given, "signal": given["signal"].to(dtype)}, NORMALISED)
 
 
 @pytest.mark.parametrize("signal_layout", LAYOUTS)
