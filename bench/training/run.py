@@ -12,10 +12,8 @@ from torch.distributions import Distribution
 from bench.measure.memory import peak_bytes
 from bench.measure.timing import quantile, take_turns
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line
-from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Training, Variant, build, reason_to_skip
+from bench.training.steps import FP32, KINDS, PREDICT, SEED, UPSTREAM, VARIANTS, Variant, build, reason_to_skip
 
-TRAIN, PREDICT = "train", "predict"
-KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction}
 # The first steps allocate, compile and choose kernels: they are checked, not timed.
 CHECKED_STEPS = 3
 # How far a loss may be from upstream's, relative: with the same random numbers only rounding differs, with others (a
@@ -110,12 +108,12 @@ class _Group:
     def _enter(self, variant: Variant, first: Sequence[Given]) -> None:
         """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
         settings = self._settings
-        reason = reason_to_skip(variant, self._precision, settings.device, self._kind == TRAIN)
+        reason = reason_to_skip(variant, self._precision, settings.device, self._kind != PREDICT)
         if reason is None and variant.compiled and self._precision not in settings.compiled:
             reason = "compiling takes long: left out with --quick, and on a CPU in all but fp32"
         if reason is not None:
             return self._add(variant, SKIPPED, reason)
-        print(f"{self._precision:10} {self._kind:8} {variant.name}: built and checked", flush=True)
+        print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
         built: list[Runner] = []
         try:
             peak = peak_bytes(lambda: built.append(self._build(variant, first)), settings.device)
@@ -129,7 +127,7 @@ class _Group:
 
     def _build(self, variant: Variant, first: Sequence[Given], rng: Literal["torch", "philox"] | None = None) -> Runner:
         """The variant after its first steps."""
-        runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1], rng))
+        runner = Runner(variant, build(self._kind, variant, self._precision, first[0][1], rng))
         for given in first:
             runner.prepare(given)
             runner.values.append(runner.step(given[1]).item())
@@ -150,7 +148,7 @@ class _Group:
         for step, (value, expected) in enumerate(zip(values, self._expected, strict=True)):
             # Written so that NaN is wrong.
             if not abs(value - expected) <= tolerance * abs(expected):
-                what = "loss" if self._kind == TRAIN else "squared error"
+                what = "squared error" if self._kind == PREDICT else "loss"
                 raise WrongError(f"{what} {value:.7g} at step {step + 1}, upstream's is {expected:.7g}")
 
     def _take_turns(self, rounds: Iterator[Given]) -> None:
@@ -180,11 +178,11 @@ class _Group:
             rounds=len(runner.seconds),
             steps_per_s=f"{1 / median:.4g}",
             peak_mib="" if runner.peak is None else f"{runner.peak / 2**20:.1f}",
-            final_loss=f"{runner.values[-1]:.6g}" if self._kind == TRAIN else "",
+            final_loss="" if self._kind == PREDICT else f"{runner.values[-1]:.6g}",
         )
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
         self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
         said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
-        print(f"{self._precision:10} {self._kind:8} {variant.name:24} {said}", flush=True)
+        print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)

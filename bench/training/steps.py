@@ -15,6 +15,8 @@ SEED = 0
 PEAK_LEARNING_RATE = 2e-3
 # Below 1 the latents may carry more detail; with the likelihood's log-variance learned this denoises soonest.
 KL_WEIGHT = 0.5
+# HDN trains and predicts, and denoiSplit trains.
+KINDS = TRAIN, PREDICT, SPLIT = "train", "predict", "denoisplit"
 # CAREamics' names. Its "16-mixed" is float16 with a scaled loss, which torch has on GPUs only: Lightning, too, takes
 # bfloat16 on a CPU.
 FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
@@ -68,6 +70,8 @@ def reason_to_skip(variant: Variant, precision: str, device: torch.device, train
 class Training:
     """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss.
 
+    A model with a noise model trains as denoiSplit: it tells the patches and their mirror images apart in their mean.
+
     Parameters
     ----------
     model
@@ -84,7 +88,9 @@ class Training:
         self.model, self._precision = model, precision
         device = next(model.parameters()).device
         self._call = torch.compile(model) if variant.compiled else model
-        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
+        noise_model: Any = getattr(model, "noise_model", None)
+        self._splits = noise_model is not None
+        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT, noise_model)
         self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16_MIXED)
         self._steps, self._done = steps, 0
@@ -99,8 +105,9 @@ class Training:
                 group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
             self._done += 1
         self.optimizer.zero_grad()
+        targets = torch.cat([patches, patches.flip(-1)], 1) if self._splits else patches
         with autocast(self._precision, patches.device):
-            losses = self._loss(self._call(patches), patches)
+            losses = self._loss(self._call(targets.mean(1, keepdim=True)), targets)
         if losses is None:
             raise DivergedError("the loss is NaN: the training diverged")
         self._scaler.scale(losses["loss"]).backward()
@@ -155,17 +162,17 @@ class Captured:
 
 
 def build(
-    kind: type[Training] | type[Prediction],
+    kind: str,
     variant: Variant,
     precision: str,
     patches: Tensor,
     rng: Literal["torch", "philox"] | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
-    model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
+    """A step of a kind on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
+    model = build_model(patches.shape[-1], channels=2 if kind == SPLIT else 1, seed=SEED).to(patches.device)
     if variant.patched:
         patch_model(model, rng=rng)
-    step = kind(model, variant, precision)
+    step = (Prediction if kind == PREDICT else Training)(model, variant, precision)
     return Captured(step, patches) if variant.captured else step
 
 

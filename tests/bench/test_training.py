@@ -45,14 +45,14 @@ def run(results: Path) -> int:
 @pytest.fixture
 def training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """As little as shows what the group does with its variants."""
-    monkeypatch.setattr(measuring, "KINDS", {"train": Training})
+    monkeypatch.setattr(measuring, "KINDS", ("train",))
     monkeypatch.setattr(measuring, "CHECKED_STEPS", 1)
 
 
-def test_every_variant_has_a_row_for_training_and_for_prediction(results: Path) -> None:
+def test_every_variant_has_a_row_for_every_kind_of_step(results: Path) -> None:
     assert run(results) == 0
     assert {(each["variant"], each["pass"]) for each in read(results).rows} == {
-        (variant.name, kind) for variant in VARIANTS for kind in ("train", "predict")
+        (variant.name, kind) for variant in VARIANTS for kind in ("train", "predict", "denoisplit")
     }
     for each in rows(results):
         assert (each["batch"], each["patch"], each["precision"]) == ("1", "32", FP32)
@@ -81,7 +81,7 @@ def test_a_variant_that_computes_something_else_is_wrong_and_has_no_time(
 
     monkeypatch.setattr(steps, "patch_model", spoil)
     assert run(results) == 0
-    for kind in ("train", "predict"):
+    for kind in ("train", "predict", "denoisplit"):
         assert row(results, "patched", kind)["status"] == "wrong"
         assert "at step 1, upstream's is" in row(results, "patched", kind)["reason"]
         assert row(results, "patched", kind)["median_ms"] == ""
@@ -227,7 +227,7 @@ import sys
 for name in ("pytorch_lightning", "zarr", "skimage", "scipy", "pandas", "matplotlib", "tqdm"):
     sys.modules[name] = None
 from bench.training import __main__, run, steps
-run.KINDS, run.VARIANTS, run.CHECKED_STEPS = {{"train": steps.Training}}, (steps.UPSTREAM, steps.VARIANTS[3]), 1
+run.KINDS, run.VARIANTS, run.CHECKED_STEPS = ("train",), (steps.UPSTREAM, steps.VARIANTS[3]), 1
 code = __main__.main({options!r})
 assert not any(name.startswith("careamics.careamist") for name in sys.modules)
 sys.exit(code)
