@@ -1,9 +1,7 @@
 """`make bench`: its options, what is timed with which clock, and the file of results."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,41 +14,31 @@ from bench.measure.run_info import default_path, environment
 from bench.measure.timing import Clock, synchronised_seconds
 from bench.report.results import COLUMNS, KERNELS, Table
 
-PART = pytest.StashKey[bool]()  # whether not all was measured that there is
+TABLE = pytest.StashKey[Table]()
+PART = pytest.StashKey[bool]()  # there where not everything was chosen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ladder_kernels")
     group.addoption("--quick", action="store_true", help="a few cases, in less than two minutes on two cores")
     group.addoption("--device", type=cli.device, default=None, help="default: the GPU, if any")
-    group.addoption(
-        "--results",
-        type=Path,
-        default=None,
-        metavar="PATH",
-        help="where the table is written (bench/results/<machine>-<date>.csv; with --quick in out/bench)",
-    )
+    group.addoption("--results", type=Path, default=None, help="the CSV (bench/results/<machine>-<date>.csv)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        device = _device(metafunc.config)
-        timed = pytest.mark.benchmark(timer=_clock(device))
-        chosen = [
-            pytest.param(case, id=case.name.replace(" ", "-"), marks=timed)
-            for case in cases.select(device, quick=metafunc.config.getoption("quick"))
-        ]
-        # By the module: pytest then runs all tests of a case after another, and checks its providers once.
-        metafunc.parametrize("case", chosen, scope="module")
+    device = _device(metafunc.config)
+    timed = pytest.mark.benchmark(timer=_clock(device))
+    chosen = cases.select(device, quick=metafunc.config.getoption("quick"))
+    named = [pytest.param(case, id=case.name.replace(" ", "-"), marks=timed) for case in chosen]
+    # By the module: pytest then runs all tests of a case after another, and checks its providers once.
+    metafunc.parametrize("case", named, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out the passes that a case has not."""
-    items[:] = [item for item in items if not hasattr(item, "callspec") or _exists(**item.callspec.params)]
-
-
-def _exists(case: Case | None = None, pass_name: str = "", **_: Any) -> bool:
-    return case is None or pass_name in case.passes
+    given = [item.callspec.params for item in items]  # type: ignore[attr-defined]
+    has = ("case" not in each or each["pass_name"] in each["case"].passes for each in given)
+    items[:] = [item for item, has_pass in zip(items, has, strict=True) if has_pass]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -60,8 +48,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A table is whole where everything was chosen and has run."""
+    stash = session.config.stash
+    if TABLE not in stash:
+        return
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.shouldfail
-    session.config.stash[PART] = session.config.stash.get(PART, False) or not ended
+    if ended and PART not in stash:
+        stash[TABLE].done()
+    _say(session.config, f"written: {stash[TABLE].path}")
 
 
 def _device(config: pytest.Config) -> torch.device:
@@ -96,12 +90,10 @@ class Session:
 
 
 @pytest.fixture(scope="session")
-def session(pytestconfig: pytest.Config) -> Iterator[Session]:
+def session(pytestconfig: pytest.Config) -> Session:
     session = Session(pytestconfig)
-    yield session
-    if not pytestconfig.stash[PART]:
-        session.table.done()
-    _say(pytestconfig, f"written: {session.table.path}")
+    pytestconfig.stash[TABLE] = session.table
+    return session
 
 
 @pytest.fixture(scope="module")

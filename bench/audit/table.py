@@ -1,10 +1,10 @@
-"""The table of the audit: what a row says, the stored one, and what is wrong with new ones."""
+"""The table of the audit: what a row says, and what is wrong with rows."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bench.audit.machine_code import KernelCost
-from bench.report.results import RESULTS, Table, read_rows
+from bench.report.results import RESULTS, Table
 
 TABLE = RESULTS / "audit.csv"
 WIDE_SHARE = 0.95
@@ -34,62 +34,50 @@ def row(
     variant: Variant, cost: KernelCost, latents: float | None, bytes_per_latent: float, compiler: str
 ) -> dict[str, Any]:
     """One line. `latents` of a thread in a turn of its main loop; None where the loop says nothing about them."""
-    per_latent = cost.instructions / latents if latents else None
+    per_latent = round(cost.instructions / latents, 1) if latents else ""
     return {
         **variant._asdict(),
-        "registers": cost.registers,
-        "stack": cost.stack,
-        "spills": cost.spills,
-        "shared": cost.shared,
-        "wide_access_share": "" if per_latent is None else round(cost.wide_share, 3),
-        "instructions_per_latent": "" if per_latent is None else round(per_latent, 1),
-        "h200_loop_bound": "" if per_latent is None else _loop_bound(variant.target, per_latent, bytes_per_latent),
+        **{"registers": cost.registers, "stack": cost.stack, "spills": cost.spills, "shared": cost.shared},
+        "wide_access_share": round(cost.wide_share, 3) if latents else "",
+        "instructions_per_latent": per_latent,
+        "h200_loop_bound": _bound(per_latent, bytes_per_latent) if latents and variant.target == BUDGETS_TARGET else "",
         "compiler": compiler,
     }
 
 
-def _loop_bound(target: str, per_latent: float, bytes_per_latent: float) -> str:
-    """What keeps an H200 busy longer in the main loop. What a block does once comes on top, and is not in it."""
-    if target != BUDGETS_TARGET:
-        return ""
-    memory, issue = bytes_per_latent / COPY_BYTES_PER_SECOND, per_latent / INSTRUCTIONS_PER_SECOND
-    return "memory" if memory >= issue else "issue"
+def _bound(instructions: Any, size: float) -> str:
+    """What keeps an H200 busy longer in the loop. What a block does once comes on top, and is not in it."""
+    return "memory" if size / COPY_BYTES_PER_SECOND >= instructions / INSTRUCTIONS_PER_SECOND else "issue"
 
 
-def faults(rows: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with these kernels."""
-    return [f"{_name(line)}: {complaint}" for line in rows for complaint in _faults(line)]
-
-
-def _faults(line: dict[str, Any]) -> Iterator[str]:
-    if int(line["stack"]) or int(line["spills"]):
-        yield f"{line['stack']} bytes of stack, {line['spills']} spills"
-    if line["instructions_per_latent"] == "":
-        return
-    if float(line["wide_access_share"]) < WIDE_SHARE:
-        yield f"only {line['wide_access_share']} of the traffic in 128-bit accesses"
-    budgets = BUDGETS_OF_SOFTPLUS if "softplus" in line["options"] else BUDGETS
-    budget = budgets.get(line["kernel"].split()[0])
-    if line["target"] == BUDGETS_TARGET and budget is not None and float(line["instructions_per_latent"]) > budget:
-        yield f"{line['instructions_per_latent']} instructions per latent, the budget is {budget}"
-
-
-def differences(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> list[str]:
-    """Where the stored table is not these rows: the same compiler makes the same of the same kernels."""
-    before, now = ({_name(line): {k: str(v) for k, v in line.items()} for line in lines} for lines in (stored, rows))
-    found = [f"{name}: {'stored, but not there' if name in before else 'not stored'}" for name in before ^ now.keys()]
-    for name in before.keys() & now.keys():
-        changes = [f"{key} {old} -> {now[name][key]}" for key, old in before[name].items() if old != now[name][key]]
-        found += [f"{name}: {', '.join(changes)}"] * bool(changes)
-    return sorted(found)
-
-
-def _name(line: dict[str, Any]) -> str:
+def name(line: dict[str, Any]) -> str:
     return " ".join(line[field] for field in Variant._fields)
 
 
-def read_table() -> list[dict[str, str]]:
-    return read_rows(TABLE)
+def faults(line: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a kernel."""
+    if int(line["stack"]) or int(line["spills"]):
+        yield f"{name(line)}: {line['stack']} bytes of stack, {line['spills']} spills"
+    if line["instructions_per_latent"] == "":
+        return
+    if float(line["wide_access_share"]) < WIDE_SHARE:
+        yield f"{name(line)}: only {line['wide_access_share']} of the traffic in 128-bit accesses"
+    budgets = BUDGETS_OF_SOFTPLUS if "softplus" in line["options"] else BUDGETS
+    budget = budgets.get(line["kernel"].split()[0])
+    if line["target"] == BUDGETS_TARGET and budget is not None and float(line["instructions_per_latent"]) > budget:
+        yield f"{name(line)}: {line['instructions_per_latent']} instructions per latent, the budget is {budget}"
+
+
+def differences(rows: list[dict[str, Any]], stored: list[dict[str, str]]) -> Iterator[str]:
+    """Where the stored table is not these rows: the same compiler makes the same of the same kernels."""
+    before, now = ({name(line): {k: str(v) for k, v in line.items()} for line in lines} for lines in (stored, rows))
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, {}), now.get(key, {})
+        changes = [
+            f"{column} {old.get(column)} -> {new.get(column)}" for column in new if old.get(column) != new[column]
+        ]
+        if changes or not new:
+            yield f"{key}: {', '.join(changes) if old and new else 'not stored' if new else 'stored, but not there'}"
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

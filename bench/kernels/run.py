@@ -9,9 +9,9 @@ from bench.audit.table import VALUES
 from bench.kernels.cases import GPU, Case, Inputs, make_inputs
 from bench.kernels.check import fault
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.measure import launches
+from bench.measure.launches import count_calls, count_launches
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Clock, Effort, Stages, Work, copying, quantile, rounds_of, seconds_of
+from bench.measure.timing import Clock, Effort, Stages, Work, copying, quantile, rounds_of, seconds_of, spread
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line, rounded
 
 EFFORT = Effort(seconds=1, least=5, most=100)
@@ -58,36 +58,6 @@ class CaseRun:
         self._bandwidths: dict[int, float] = {}
         self.entries = {provider.name: self._enter(provider) for provider in providers}
 
-    def work(self, entry: Entry, pass_name: str) -> Work:
-        """A pass as what is timed, on one set of inputs after the other."""
-        return Work(entry.stages, pass_name, self._inputs)
-
-    def rounds(self, work: Work) -> int:
-        return rounds_of(work, self._clock, self._effort)
-
-    def result(self, entry: Entry, pass_name: str, seconds: Sequence[float]) -> Row:
-        """The row of a pass whose rounds took `seconds`."""
-        size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
-        low, median, high = (quantile(seconds, q) for q in (0.2, 0.5, 0.8))
-        copied = self._copy_bandwidth(size)
-        return self._row(
-            entry.provider,
-            OK,
-            **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
-            **{"median_us": rounded(1e6 * median), "p20_us": rounded(1e6 * low), "p80_us": rounded(1e6 * high)},
-            gb_per_s=rounded(1e-9 * size / median),
-            copy_gb_per_s=rounded(1e-9 * copied),
-            copy_share=rounded(size / median / copied),
-            peak_mib=_mebibytes(counts.peak_bytes),
-            kept_mib=_mebibytes(counts.kept_bytes),
-            launches=counts.launches,
-            synchronisations=counts.synchronisations,
-        )
-
-    def failure(self, provider: Provider, error: Exception) -> Row:
-        """The row of what raised."""
-        return self._row(provider, FAILED, reason=one_line(error))
-
     def _enter(self, provider: Provider) -> Entry | Row:
         reason = provider.unavailable(self.case, self._device)
         if reason is not None:
@@ -101,6 +71,32 @@ class CaseRun:
             return Entry(provider, stages, count(provider, stages, self._inputs[0]))
         except Exception as error:  # a provider may raise anything, a compiler most of all
             return self.failure(provider, error)
+
+    def work(self, entry: Entry, pass_name: str) -> Work:
+        """A pass as what is timed, on one set of inputs after the other."""
+        return Work(entry.stages, pass_name, self._inputs)
+
+    def rounds(self, work: Work) -> int:
+        return rounds_of(work, self._clock, self._effort)
+
+    def result(self, entry: Entry, pass_name: str, seconds: Sequence[float]) -> Row:
+        """The row of a pass whose rounds took `seconds`."""
+        size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
+        speed, copied = size / quantile(seconds, 0.5), self._copy_bandwidth(size)
+        return self._row(
+            entry.provider,
+            OK,
+            **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
+            **spread(seconds, "us"),
+            **{"gb_per_s": rounded(1e-9 * speed), "copy_gb_per_s": rounded(1e-9 * copied)},
+            **{"copy_share": rounded(speed / copied)},
+            **{"peak_mib": _mebibytes(counts.peak_bytes), "kept_mib": _mebibytes(counts.kept_bytes)},
+            **{"launches": counts.launches, "synchronisations": counts.synchronisations},
+        )
+
+    def failure(self, provider: Provider, error: Exception) -> Row:
+        """The row of what raised."""
+        return self._row(provider, FAILED, reason=one_line(error))
 
     def _row(self, provider: Provider, status: str, **cells: Any) -> Row:
         case = self.case
@@ -152,22 +148,20 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Count
     def forward() -> None:
         results[:] = [stages.forward(inputs)]
 
-    def calls(run: Callable[[], Any]) -> tuple[int, int] | tuple[None, None]:
-        if gpu:
-            return launches.count_launches(run)
+    def calls(run: Callable[[], Any]) -> Sequence[int | None]:
         # On a CPU a compiled function does not go through the dispatcher.
-        return (None, None) if provider.compiled else launches.count_calls(run)
+        return count_launches(run) if gpu else (None, None) if provider.compiled else count_calls(run)
 
     def peak(run: Callable[[], Any]) -> int | None:
         return peak_bytes(run, inputs.q.device) if gpu else None
 
     with stages.context():
-        if stages.backward is None:
-            return {"sample": Counts(peak(lambda: stages.forward(inputs)), None, *calls(forward))}
-        backward = stages.backward
-        kept = bytes_kept(lambda: stages.forward(inputs))
         peak_forward = peak(lambda: stages.forward(inputs))
+        if stages.backward is None:
+            return {"sample": Counts(peak_forward, None, *calls(forward))}
+        backward = stages.backward
         peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
+        kept = bytes_kept(lambda: stages.forward(inputs))
         forward_calls = calls(forward)
         backward_calls = calls(lambda: backward(results.pop(), inputs))
     both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]

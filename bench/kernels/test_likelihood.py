@@ -13,7 +13,7 @@ from bench.conftest import Session
 from bench.kernels.cases import CPU, GPU
 from bench.measure import launches
 from bench.measure.memory import bytes_kept
-from bench.measure.timing import quantile, synchronize
+from bench.measure.timing import spread, synchronize
 from bench.report.results import OK, rounded
 from ladder_kernels import patch_model, use_backend
 from tests.careamics_models import noise_model_likelihood
@@ -50,7 +50,7 @@ def test_likelihood(benchmark: Any, session: Session, provider: Provider, pytest
     upstream, likelihood = (
         noise_model_likelihood({"output_channels": SHAPE[1], "decoder_conv_strides": SHAPE[2:]}) for _ in range(2)
     )
-    prediction, target, incoming = torch.randn(3, *SHAPE, device=device).unbind()
+    prediction, target, incoming = (torch.randn(SHAPE, device=device) for _ in range(3))
     prediction.requires_grad_()
 
     def step(function: Any) -> Any:
@@ -76,10 +76,9 @@ def test_likelihood(benchmark: Any, session: Session, provider: Provider, pytest
         benchmark.pedantic(step, (function,), rounds=ROUNDS, warmup_rounds=3)
     if benchmark.stats is None:  # with --benchmark-disable
         return
-    low, median, high = (1e6 * quantile(benchmark.stats.stats.data, q) for q in (0.2, 0.5, 0.8))
     batch, channels, *space = SHAPE
     row = {"case": "likelihood", "provider": provider.name, "pass": "step", "status": OK, "rounds": ROUNDS}
     row |= {"batch": batch, "channels": channels, "space": "x".join(map(str, space)), "dtype": "float32"}
-    row |= {"median_us": rounded(median), "p20_us": rounded(low), "p80_us": rounded(high), "bytes": BYTES}
+    row |= spread(benchmark.stats.stats.data, "us") | {"bytes": BYTES}
     row |= {"kept_mib": rounded(kept / 2**20), "launches": calls and calls.total}
     session.add_once(row)

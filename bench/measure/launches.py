@@ -1,6 +1,6 @@
 """What the host does for a device: its calls and the kernels that it launches, counted."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -8,29 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # What .item(), float(), bool() and `if` on a tensor come down to: the host waits for the device.
 SYNCHRONISATION = torch.ops.aten._local_scalar_dense
-
 # Calls of the runtime that start a kernel, and those that make the host wait.
-LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"} | {
-    "hipLaunchKernel",
-    "hipExtLaunchKernel",
-    "hipModuleLaunchKernel",
-    "hipExtModuleLaunchKernel",
-}
-WAITS = {"cudaStreamSynchronize", "hipStreamSynchronize"}  # what .item() and its like come down to
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtLaunchKernel", "hipModuleLaunchKernel")
+WAITS = ("cudaStreamSynchronize", "hipStreamSynchronize")
 
 
 class Calls(NamedTuple):
-    """Calls that went through torch's dispatcher, and how many of them made the host wait for the device."""
+    """Calls, and how many of them made the host wait for the device."""
 
     total: int
     synchronisations: int
-
-
-def count_calls(run: Callable[[], Any]) -> Calls:
-    """The calls of `run()`, below autograd: views count, a kernel that is launched by other means does not."""
-    with _CallCounter() as counter:
-        run()
-    return Calls(counter.total, counter.synchronisations)
 
 
 class _CallCounter(TorchDispatchMode):
@@ -44,17 +31,19 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def count_calls(run: Callable[[], Any]) -> Calls:
+    """Of torch's dispatcher in `run()`, below autograd: views count, a kernel launched by other means does not."""
+    with _CallCounter() as counter:
+        run()
+    return Calls(counter.total, counter.synchronisations)
+
+
 def count_launches(run: Callable[[], Any]) -> Calls:
-    """Kernels that `run()` launches, and how often it makes the host wait."""
+    """Kernels that `run()` launches."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
         run()
     # The profiler waits for the device at its end, but for all of it, which is another call.
-    return counted(event.name for event in profile.events())
-
-
-def counted(names: Iterable[str]) -> Calls:
-    """From the names of a profile's events."""
-    names = list(names)
-    return Calls(sum(name in LAUNCHES for name in names), sum(name in WAITS for name in names))
+    names = [event.name for event in profile.events()]
+    return Calls(sum(name.startswith(LAUNCHES) for name in names), sum(name in WAITS for name in names))

@@ -29,21 +29,22 @@ BASE: dict[str, Any] = {
     "axes.spines.right": False,
 }
 # Grey text and lines without a background: read on white and on GitHub's dark page alike.
-STYLE: Any = BASE | {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "grid.color"), GREY),
-    **dict.fromkeys(("xtick.color", "ytick.color"), GREY),
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
-DPI = 110
+GREYS = (
+    "text.color",
+    "axes.labelcolor",
+    "axes.edgecolor",
+    "axes.titlecolor",
+    "grid.color",
+    "xtick.color",
+    "ytick.color",
+)
+TITLES = {"axes.titleweight": "bold", "axes.titlelocation": "left"}
+STYLE: Any = (
+    BASE | dict.fromkeys(GREYS, GREY) | TITLES | {"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False}
+)
 
 SWEEP = "sweep"  # the cases of the size sweep start with it
-PASSES = ("forward", "backward", "step")
 # In the order of drawing: the own lines last, on top. Of each backend the noise that it draws by default.
-OURS = ("cuda, Philox", "triton, Philox", "cpp")
 DRAWN = {
     UPSTREAM: (UPSTREAM_COLOUR, "o"),
     COMPILED: (PURPLE, "s"),
@@ -69,10 +70,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         figure.suptitle(f"Time of a stochastic step against its size\n{about(rows)}", size=9, ha="left", x=0.01)
-        panels = figure.subplots(1, len(PASSES), sharex=True, sharey=True)
-        for axes, name in zip(panels, PASSES, strict=True):
+        panels = figure.subplots(1, 3, sharex=True, sharey=True)
+        for axes, name in zip(panels, ("forward", "backward", "step"), strict=True):
             axes.set_title(name)
-            _draw_times(axes, [row for row in rows if row["pass"] == name])
+            _draw_times(axes, sorted((row for row in rows if row["pass"] == name), key=lambda row: int(row["latents"])))
         panels[0].set_ylabel("median; band: 20th to 80th percentile")
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -80,27 +81,23 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
-    """The lines of a pass, the own ones last, and that of a copy."""
-    copied = sorted({(float(row["latents"]), _copy_seconds(row)) for row in rows if row["provider"] in OURS})
-    if copied:
-        axes.plot(*zip(*copied, strict=True), color=GREY, linestyle=":", label="copying its bytes")
-    for provider, (colour, marker) in DRAWN.items():
-        chosen = sorted((row for row in rows if row["provider"] == provider), key=lambda row: float(row["latents"]))
-        sizes = [float(row["latents"]) for row in chosen]
-        low, middle, high = ([1e-6 * float(row[f"{name}_us"]) for row in chosen] for name in ("p20", "median", "p80"))
-        if chosen:
-            axes.fill_between(sizes, low, high, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(sizes, middle, color=colour, marker=marker, label=provider)
+    """The lines of a pass, the own ones last, and that of a copy of the bytes that the last of them moves."""
+    shown = [provider for provider in DRAWN if any(row["provider"] == provider for row in rows)]
+    for provider in shown:
+        chosen = [row for row in rows if row["provider"] == provider]
+        sizes = [int(row["latents"]) for row in chosen]
+        low, middle, high = ([1e-6 * float(row[f"{q}_us"]) for row in chosen] for q in ("p20", "median", "p80"))
+        colour, marker = DRAWN[provider]
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.25, linewidth=0)
+        axes.plot(sizes, middle, color=colour, marker=marker, label=provider)
+        if provider == shown[-1]:
+            copied = [1e-9 * float(row["bytes"]) / float(row["copy_gb_per_s"]) for row in chosen]
+            axes.plot(sizes, copied, color=GREY, linestyle=":", label="copying its bytes")
     axes.set(xscale="log", yscale="log", xlabel="latents")
     for axis, unit in ((axes.xaxis, EngFormatter(sep="")), (axes.yaxis, EngFormatter(unit="s"))):
         axis.set_major_locator(LogLocator())
         axis.set_major_formatter(unit)
         axis.set_minor_formatter(NullFormatter())
-
-
-def _copy_seconds(row: Row) -> float:
-    """The time in which the device would copy the bytes that a pass moves."""
-    return float(row["bytes"]) / float(row["copy_gb_per_s"]) / 1e9
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
@@ -130,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         for results in drawable(parser.parse_args(arguments).csv or find()):
             rows, path = swept(results), figure_path(results)
             metadata = {FINGERPRINT: fingerprint(rows), "Software": None}
-            draw(rows).savefig(path, dpi=DPI, transparent=True, metadata=metadata)
+            draw(rows).savefig(path, dpi=110, transparent=True, metadata=metadata)
             print(path)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -1,7 +1,6 @@
 """`python -m bench.training`: steps per second of the real CAREamics LadderVAE, with upstream's blocks and with ours.
 
-Training and prediction; eager, compiled, and captured as a CUDA graph; in every precision that CAREamics offers. The
-variants take turns step by step.
+Training and prediction; eager, compiled, and captured as a CUDA graph. The variants take turns step by step.
 """
 
 import os
@@ -22,7 +21,7 @@ from bench.measure.run_info import default_path, environment
 from bench.report.results import COLUMNS, TRAINING, Table
 from bench.training.micrograph import SIDE, load_micrograph, random_patches
 from bench.training.run import Settings, measure
-from bench.training.steps import FP32, PRECISIONS, precisions_of
+from bench.training.steps import FP32, PRECISIONS
 
 # Batch and rounds. On a GPU the batch is CAREamics' default.
 GPU, CPU = (32, 100), (4, 30)
@@ -77,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
         batch=options.batch or batch,
         patch=options.patch,
         rounds=options.rounds or rounds,
-        precisions=options.precision or precisions_of(options.device),
+        precisions=options.precision or PRECISIONS,
         # A model takes tens of seconds to compile on a GPU, minutes on a CPU.
         compiled=() if options.quick else PRECISIONS if on_gpu else (FP32,),
     )

@@ -1,7 +1,7 @@
 """The whole model, measured: every variant is built and checked, then all take turns step by step."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bench.measure.memory import peak_bytes
-from bench.measure.timing import quantile, take_turns
-from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line
-from bench.training.steps import FP32, KINDS, PREDICT, SEED, UPSTREAM, VARIANTS, Variant, build, reason_to_skip
+from bench.measure.timing import spread, take_turns
+from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line, rounded
+from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Splitting, Training, Variant, build
 
+TRAIN, PREDICT, SPLIT = "train", "predict", "denoisplit"
+KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction, SPLIT: Splitting}
 # The first steps allocate, compile and choose kernels: they are checked, not timed.
 CHECKED_STEPS = 3
 # How far a loss may be from upstream's, relative: with the same random numbers only rounding differs, with others (a
@@ -57,12 +59,8 @@ class Runner:
         Distribution.set_default_validate_args(self.variant.validates)
         torch.manual_seed(SEED + given[0])
 
-    def attempt(self, given: Given) -> Tensor | Exception:
-        """A step whose failure leaves the others their turns."""
-        try:
-            return self.step(given[1])
-        except Exception as error:  # whatever it is
-            return error
+    def run(self, given: Given) -> Tensor:
+        return self.step(given[1])
 
 
 def measure(settings: Settings, patches: Callable[[int], Tensor], table: Table, environment: dict[str, Any]) -> None:
@@ -70,14 +68,10 @@ def measure(settings: Settings, patches: Callable[[int], Tensor], table: Table, 
 
     A KeyboardInterrupt passes through, after the rows of what had been timed.
     """
-    validates = Distribution._validate_args
-    try:
-        for precision in settings.precisions:
-            for kind in KINDS:
-                _Group(settings, precision, kind, table, environment).run(patches)
-                gc.collect()
-    finally:
-        Distribution.set_default_validate_args(validates)
+    for precision in settings.precisions:
+        for kind in KINDS:
+            _Group(settings, precision, kind, table, environment).run(patches)
+            gc.collect()
 
 
 class _Group:
@@ -97,22 +91,27 @@ class _Group:
         first = [(count, patches(count)) for count in range(CHECKED_STEPS)]
         for variant in VARIANTS:
             self._enter(variant, first)
-        last = CHECKED_STEPS + self._settings.rounds
+        rounds = ((count, patches(count)) for count in range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
+        runners = self._runners
+        runs = {name: runner.run for name, runner in runners.items()}
         try:
-            self._take_turns((count, patches(count)) for count in range(CHECKED_STEPS, last))
+            for turn in take_turns(
+                runs, rounds, self._settings.device, lambda name, given: runners[name].prepare(given)
+            ):
+                runners[turn.name].values.append(turn.result.item())
+                runners[turn.name].seconds.append(turn.seconds)
         finally:
-            for runner in self._runners.values():
+            for runner in runners.values():
                 if runner.seconds:
                     self._add_times(runner)
 
     def _enter(self, variant: Variant, first: Sequence[Given]) -> None:
         """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
         settings = self._settings
-        reason = reason_to_skip(variant, self._precision, settings.device, self._kind != PREDICT)
-        if reason is None and variant.compiled and self._precision not in settings.compiled:
-            reason = "compiling takes long: left out with --quick, and on a CPU in all but fp32"
-        if reason is not None:
-            return self._add(variant, SKIPPED, reason)
+        if variant.captured and settings.device.type != "cuda":
+            return self._add(variant, SKIPPED, "CUDA graphs need a GPU")
+        if variant.compiled and self._precision not in settings.compiled:
+            return self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
         print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
         built: list[Runner] = []
         try:
@@ -127,10 +126,10 @@ class _Group:
 
     def _build(self, variant: Variant, first: Sequence[Given], rng: Literal["torch", "philox"] | None = None) -> Runner:
         """The variant after its first steps."""
-        runner = Runner(variant, build(self._kind, variant, self._precision, first[0][1], rng))
+        runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1], rng))
         for given in first:
             runner.prepare(given)
-            runner.values.append(runner.step(given[1]).item())
+            runner.values.append(runner.run(given).item())
         return runner
 
     def _check(self, runner: Runner, first: Sequence[Given]) -> None:
@@ -151,35 +150,13 @@ class _Group:
                 what = "squared error" if self._kind == PREDICT else "loss"
                 raise WrongError(f"{what} {value:.7g} at step {step + 1}, upstream's is {expected:.7g}")
 
-    def _take_turns(self, rounds: Iterator[Given]) -> None:
-        runs = {name: runner.attempt for name, runner in self._runners.items()}
-
-        def prepare(name: str, given: Given) -> None:
-            self._runners[name].prepare(given)
-
-        for turn in take_turns(runs, rounds, self._settings.device, prepare):
-            runner = self._runners[turn.name]
-            if isinstance(turn.result, Exception):
-                del runs[turn.name], self._runners[turn.name]
-                step = len(runner.values) + 1
-                self._add(runner.variant, FAILED, f"at step {step}: {one_line(turn.result)}")
-                continue
-            runner.values.append(turn.result.item())
-            runner.seconds.append(turn.seconds)
-
     def _add_times(self, runner: Runner) -> None:
-        low, median, high = (quantile(runner.seconds, q) for q in (0.2, 0.5, 0.8))
-        self._add(
-            runner.variant,
-            OK,
-            median_ms=f"{1e3 * median:.4g}",
-            p20_ms=f"{1e3 * low:.4g}",
-            p80_ms=f"{1e3 * high:.4g}",
-            rounds=len(runner.seconds),
-            steps_per_s=f"{1 / median:.4g}",
-            peak_mib="" if runner.peak is None else f"{runner.peak / 2**20:.1f}",
-            final_loss="" if self._kind == PREDICT else f"{runner.values[-1]:.6g}",
-        )
+        peak = "" if runner.peak is None else f"{runner.peak / 2**20:.1f}"
+        times = spread(runner.seconds, "ms")
+        cells: dict[str, Any] = {"rounds": len(runner.seconds), "peak_mib": peak, **times}
+        if self._kind != PREDICT:
+            cells["final_loss"] = f"{runner.values[-1]:.6g}"
+        self._add(runner.variant, OK, steps_per_s=rounded(1e3 / times["median_ms"]), **cells)
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}

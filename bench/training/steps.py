@@ -15,14 +15,8 @@ SEED = 0
 PEAK_LEARNING_RATE = 2e-3
 # Below 1 the latents may carry more detail; with the likelihood's log-variance learned this denoises soonest.
 KL_WEIGHT = 0.5
-# HDN trains and predicts, and denoiSplit trains.
-KINDS = TRAIN, PREDICT, SPLIT = "train", "predict", "denoisplit"
-# CAREamics' names. Its "16-mixed" is float16 with a scaled loss, which torch has on GPUs only: Lightning, too, takes
-# bfloat16 on a CPU.
-FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
-PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
+FP32, BF16_MIXED = PRECISIONS = ("fp32", "bf16-mixed")  # CAREamics' names
 WARM_UPS_BEFORE_CAPTURE = 3
-_AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
 
 
 class DivergedError(RuntimeError):
@@ -51,73 +45,53 @@ VARIANTS = (
 )
 
 
-def precisions_of(device: torch.device) -> tuple[str, ...]:
-    """The precisions that run on a device."""
-    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
-
-
-def reason_to_skip(variant: Variant, precision: str, device: torch.device, train: bool) -> str | None:
-    """Why a variant cannot run, or None."""
-    if precision not in precisions_of(device):
-        return "float16 with a scaled loss needs a GPU; CAREamics, too, takes bf16-mixed on a CPU"
-    if variant.captured and device.type != "cuda":
-        return "CUDA graphs need a GPU"
-    if variant.captured and train and precision == FP16_MIXED:
-        return "the scaler of float16 gradients makes the host wait in every step; see bf16-mixed"
-    return None
-
-
 class Training:
     """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss.
 
-    A model with a noise model trains as denoiSplit: it tells the patches and their mirror images apart in their mean.
-
-    Parameters
-    ----------
-    model
-        On the device it trains on.
-    variant, precision
-        How it runs; whose blocks the model has is not looked at.
-    steps
-        Length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    `steps`: length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    Whose blocks the model has is not looked at.
     """
+
+    channels = 1
 
     def __init__(
         self, model: nn.Module, variant: Variant = UPSTREAM, precision: str = FP32, *, steps: int | None = None
     ) -> None:
         self.model, self._precision = model, precision
-        device = next(model.parameters()).device
         self._call = torch.compile(model) if variant.compiled else model
-        noise_model: Any = getattr(model, "noise_model", None)
-        self._splits = noise_model is not None
-        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT, noise_model)
+        build = build_unchecked_loss if variant.captured else build_loss
+        self._loss = build(KL_WEIGHT, getattr(model, "noise_model", None))
         self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16_MIXED)
         self._steps, self._done = steps, 0
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """One step on patches (B, 1, H, W); the tensor () that it returns is read once the clock is stopped.
-
-        Raises DivergedError where the loss is NaN, if upstream's loss function is there to see it.
-        """
+        """One step on patches (B, 1, H, W). Raises DivergedError where upstream's loss function sees a NaN."""
         if self._steps is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
             self._done += 1
         self.optimizer.zero_grad()
-        targets = torch.cat([patches, patches.flip(-1)], 1) if self._splits else patches
+        targets = torch.cat([patches, patches.flip(-1)][: self.channels], 1)
+        inputs = targets.mean(1, keepdim=True)
         with autocast(self._precision, patches.device):
-            losses = self._loss(self._call(targets.mean(1, keepdim=True)), targets)
+            losses = self._loss(self._call(inputs), targets)
         if losses is None:
             raise DivergedError("the loss is NaN: the training diverged")
-        self._scaler.scale(losses["loss"]).backward()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        losses["loss"].backward()
+        self.optimizer.step()
         return losses["loss"].detach()
+
+
+class Splitting(Training):
+    """denoiSplit's: with a noise model for each, patches and their mirror images are told apart in their mean."""
+
+    channels = 2
 
 
 class Prediction:
     """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
+
+    channels = 1
 
     def __init__(self, model: Any, variant: Variant, precision: str) -> None:
         self.model, self._precision = model.eval(), precision
@@ -153,7 +127,9 @@ class Captured:
             self._result = step(self._patches)
         step.model.load_state_dict(saved)
         if isinstance(step, Training):
-            _reset(step.optimizer)
+            for state in step.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()  # in place: the graph knows these very tensors
 
     def __call__(self, patches: Tensor) -> Tensor:
         self._patches.copy_(patches)
@@ -162,23 +138,23 @@ class Captured:
 
 
 def build(
-    kind: str,
+    kind: type[Training] | type[Prediction],
     variant: Variant,
     precision: str,
     patches: Tensor,
     rng: Literal["torch", "philox"] | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A step of a kind on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
-    model = build_model(patches.shape[-1], channels=2 if kind == SPLIT else 1, seed=SEED).to(patches.device)
+    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
+    model = build_model(patches.shape[-1], channels=kind.channels, seed=SEED).to(patches.device)
     if variant.patched:
         patch_model(model, rng=rng)
-    step = (Prediction if kind == PREDICT else Training)(model, variant, precision)
+    step = kind(model, variant, precision)
     return Captured(step, patches) if variant.captured else step
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context that CAREamics' trainer computes outputs and loss in."""
-    return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == BF16_MIXED)
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -187,10 +163,3 @@ def one_cycle(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
-
-
-def _reset(optimizer: torch.optim.Optimizer) -> None:
-    """Back to before the first step, in place: a graph knows these very tensors."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.zero_()
