@@ -17,6 +17,8 @@ from careamics.models.lvae.lvae import LadderVAE
 from careamics.models.lvae.stochastic import NormalStochasticBlock
 from torch import Tensor, nn
 
+from tests.careamics_models import noise_model_likelihood
+
 ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
 LEVELS = len(ARCHITECTURE["z_dims"])
 # Every level halves the patch, and upstream's block crops an odd latent, which no longer fits its encoder.
@@ -27,21 +29,32 @@ LOGVAR_LOWERBOUND = -5.0  # LadderVAE's own, which it leaves to the likelihood
 Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor] | None]
 
 
-def build_model(patch: int, *, analytical_kl: bool = False, seed: int = 0) -> nn.Module:
-    """A LadderVAE for square patches; the same seed gives the same weights."""
+def build_model(patch: int, *, channels: int = 1, analytical_kl: bool = False, seed: int = 0) -> Any:
+    """A LadderVAE for square patches; the same seed gives the same weights.
+
+    Of more channels it is denoiSplit's: without log-variances, and with a noise model for each channel.
+    """
     torch.manual_seed(seed)
-    return LadderVAE(**ARCHITECTURE | {"input_shape": (patch, patch), "analytical_kl": analytical_kl})
+    options = {"input_shape": (patch, patch), "analytical_kl": analytical_kl, "output_channels": channels}
+    if channels == 1:
+        return LadderVAE(**ARCHITECTURE | options)
+    model = LadderVAE(**ARCHITECTURE | options | {"predict_logvar": None})
+    model.noise_model = noise_model_likelihood(ARCHITECTURE | options)
+    return model
 
 
-def build_loss(kl_weight: float = 1.0) -> Loss:
-    """CAREamics' HDN loss with a Gaussian likelihood, as `loss(model's outputs, targets)`; None where it is NaN."""
-    likelihood, config = _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
-    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, likelihood, None)
+def build_loss(kl_weight: float = 1.0, noise_model: nn.Module | None = None) -> Loss:
+    """CAREamics' HDN loss as `loss(model's outputs, targets)`; None where it is NaN.
+
+    With a Gaussian likelihood, or that of a noise model: then it is denoiSplit's, too.
+    """
+    gaussian, config = None if noise_model else _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
+    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, gaussian, noise_model)
 
 
-def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
+def build_unchecked_loss(kl_weight: float = 1.0, noise_model: nn.Module | None = None) -> Loss:
     """The same number without `hdn_loss`'s tests for NaN, for which the host waits: a CUDA graph cannot hold those."""
-    likelihood = _likelihood()
+    likelihood = noise_model or _likelihood()
 
     def loss(outputs: tuple[Tensor, dict[str, Any]], targets: Tensor) -> dict[str, Tensor]:
         prediction, data = outputs

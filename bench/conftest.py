@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
     device = _device(metafunc.config)
     timed = pytest.mark.benchmark(timer=_clock(device))
     chosen = cases.select(device, quick=metafunc.config.getoption("quick"))
@@ -37,7 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out the passes that a case has not."""
     given = [item.callspec.params for item in items]  # type: ignore[attr-defined]
-    items[:] = [item for item, each in zip(items, given, strict=True) if each["pass_name"] in each["case"].passes]
+    has = ("case" not in each or each["pass_name"] in each["case"].passes for each in given)
+    items[:] = [item for item, has_pass in zip(items, has, strict=True) if has_pass]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ PROVIDERS = (
     *(UPSTREAM, "upstream, validation off", COMPILED),
     *("torch", "torch, compiled", "cpp", "cpp, Philox", "triton, Philox", "cuda, Philox"),
 )
-PASSES = {"train": "training step", "predict": "prediction"}
+PASSES = {"train": "training step", "predict": "prediction", "denoisplit": "denoiSplit's step"}
 CALLERS = ("upstream, validation off", COMPILED, "torch, compiled", "cpp", "cpp, compiled", "triton")
 
 
@@ -36,6 +36,7 @@ def training_table(results: Results) -> str:
     rows = results.rows
     precisions = distinct(row["precision"] for row in rows)
     columns = [{"precision": precision, "pass": name} for precision in precisions for name in PASSES]
+    columns = [where for where in columns if first(rows, **where)]
     lines = []
     for who in _tried(distinct(row["variant"] for row in rows), rows, "variant"):
         peak = number(first(rows, variant=who, **columns[0]), "peak_mib")

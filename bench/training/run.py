@@ -13,10 +13,10 @@ from bench.measure.memory import peak_bytes
 from bench.measure.timing import spread, take_turns
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line, rounded
 from bench.training.micrograph import random_patches
-from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Training, Variant, build
+from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Splitting, Training, Variant, build
 
-TRAIN, PREDICT = "train", "predict"
-KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction}
+TRAIN, PREDICT, SPLIT = "train", "predict", "denoisplit"
+KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction, SPLIT: Splitting}
 # The first steps allocate, compile and choose kernels: they are checked, not timed.
 CHECKED_STEPS = 3
 # How far a loss may be from upstream's, relative: with the same random numbers only rounding differs, with others every
@@ -116,7 +116,7 @@ class _Group:
             return self._add(variant, SKIPPED, "CUDA graphs need a GPU")
         if variant.compiled and self._precision not in settings.compiled:
             return self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
-        print(f"{self._precision:10} {self._kind:8} {variant.name}: built and checked", flush=True)
+        print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
         built: list[Runner] = []
         try:
             peak = peak_bytes(lambda: built.append(self._build(variant, first)), settings.device)
@@ -148,14 +148,14 @@ class _Group:
         for step, (value, expected) in enumerate(zip(runner.values, self._expected, strict=True), 1):
             # Written so that NaN is wrong.
             if not abs(value - expected) <= tolerance * abs(expected):
-                what = "loss" if self._kind == TRAIN else "squared error"
+                what = "squared error" if self._kind == PREDICT else "loss"
                 raise WrongError(f"{what} {value:.7g} at step {step}, upstream's is {expected:.7g}")
 
     def _add_times(self, runner: Runner) -> None:
         peak = "" if runner.peak is None else f"{runner.peak / 2**20:.1f}"
         times = spread(runner.seconds, "ms")
         cells: dict[str, Any] = {"rounds": len(runner.seconds), "peak_mib": peak, **times}
-        if self._kind == TRAIN:
+        if self._kind != PREDICT:
             cells["final_loss"] = f"{runner.values[-1]:.6g}"
         self._add(runner.variant, OK, steps_per_s=rounded(1e3 / times["median_ms"]), **cells)
 
@@ -163,4 +163,4 @@ class _Group:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
         self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
         said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
-        print(f"{self._precision:10} {self._kind:8} {variant.name:24} {said}", flush=True)
+        print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)

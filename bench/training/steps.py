@@ -52,12 +52,15 @@ class Training:
     Whose blocks the model has is not looked at.
     """
 
+    channels = 1
+
     def __init__(
         self, model: nn.Module, variant: Variant = UPSTREAM, precision: str = FP32, *, steps: int | None = None
     ) -> None:
         self.model, self._precision = model, precision
         self._call = torch.compile(model) if variant.compiled else model
-        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
+        build = build_unchecked_loss if variant.captured else build_loss
+        self._loss = build(KL_WEIGHT, getattr(model, "noise_model", None))
         self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
         self._steps, self._done = steps, 0
 
@@ -68,8 +71,10 @@ class Training:
                 group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
             self._done += 1
         self.optimizer.zero_grad()
+        targets = torch.cat([patches, patches.flip(-1)][: self.channels], 1)
+        inputs = targets.mean(1, keepdim=True)
         with autocast(self._precision, patches.device):
-            losses = self._loss(self._call(patches), patches)
+            losses = self._loss(self._call(inputs), targets)
         if losses is None:
             raise DivergedError("the loss is NaN: the training diverged")
         losses["loss"].backward()
@@ -77,8 +82,16 @@ class Training:
         return losses["loss"].detach()
 
 
+class Splitting(Training):
+    """denoiSplit's: with a noise model for each, patches and their mirror images are told apart in their mean."""
+
+    channels = 2
+
+
 class Prediction:
     """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
+
+    channels = 1
 
     def __init__(self, model: Any, variant: Variant, precision: str) -> None:
         self.model, self._precision = model.eval(), precision
@@ -128,7 +141,7 @@ def build(
     kind: type[Training] | type[Prediction], variant: Variant, precision: str, patches: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """A step on patches like these, captured if the variant says so."""
-    model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
+    model = build_model(patches.shape[-1], channels=kind.channels, seed=SEED).to(patches.device)
     if variant.patched:
         patch_model(model)
     step = kind(model, variant, precision)

@@ -35,9 +35,9 @@ def training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "CHECKED_STEPS", 1)
 
 
-def test_every_variant_has_a_row_for_training_and_for_prediction(results: Path) -> None:
+def test_every_variant_has_a_row_for_every_kind_of_step(results: Path) -> None:
     rows = run(results)
-    assert rows.keys() == {(variant.name, kind) for variant in VARIANTS for kind in ("train", "predict")}
+    assert rows.keys() == {(variant.name, kind) for variant in VARIANTS for kind in measuring.KINDS}
     for (variant, _), row in rows.items():
         if variant in ("upstream", "upstream, no validation", "patched"):
             assert (row["status"], row["reason"], row["rounds"]) == ("ok", "", "2")
@@ -49,6 +49,8 @@ def test_every_variant_has_a_row_for_training_and_for_prediction(results: Path) 
     ours, upstream = rows["patched", "train"], rows["upstream", "train"]
     assert 10 < float(ours["peak_mib"]) < float(upstream["peak_mib"])
     assert float(ours["final_loss"]) == pytest.approx(float(upstream["final_loss"]), rel=1e-3)
+    split = (rows[variant, "denoisplit"]["final_loss"] for variant in ("patched", "upstream"))
+    assert float(next(split)) == pytest.approx(float(next(split)), rel=1e-3)
     assert rows["patched", "predict"]["final_loss"] == ""
 
 
