@@ -72,15 +72,5 @@ def device_name(found: torch.device) -> str:
         return torch.cuda.get_device_name(found)
     if found.type == "cpu":
         threads = torch.get_num_threads()
-        return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}"
+        return f"{info.cpu_model()}, {threads} thread{'s' * (threads != 1)}"
     return str(found)
-
-
-def _cpu_model() -> str:
-    """What Linux calls it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
