@@ -85,7 +85,7 @@ fresh: $(INSTALLED)  ## the README's installation, from an sdist in an empty env
 	cd $(FRESH) && LADDER_KERNELS_BACKEND=cpp venv/bin/python -P -c \
 	  'import ladder_kernels, torch; print("cpp runs:", ladder_kernels.normal_sample(torch.zeros(1, 2, 1), seed=1))'
 
-dist: $(INSTALLED)  ## out/dist: an sdist, a wheel without kernels and one with the CPU's, each tried by itself
+dist: $(INSTALLED)  ## out/dist: an sdist and a wheel with the CPU's kernels, tried beside the lowest and the highest torch
 	$(BIN)/python -m nox -s dist $(ARGS)
 
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"

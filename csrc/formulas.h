@@ -76,8 +76,8 @@ LADDER_FN VarianceMap<double> unit_map(Variance kind) {
   return {-infinity, floor_alone ? -infinity : infinity, 2, 1, floor_alone ? 1.0 : 0.0};
 }
 
-// The variance is exp(exponent) * rest^2 (docs/design.md, section 2, of which this exponent is the double): a std may
-// leave the range of T long before these parts do.
+// The variance is exp(var_exponent) * rest^2 (docs/design.md, section 2): a std may leave the range of T long before
+// these parts do.
 template <Variance kind, class T>
 struct Gaussian {
   T mean;
@@ -86,7 +86,7 @@ struct Gaussian {
   T log_var;               // log of the variance
   T slope;                 // d log_var / d raw
   bool clamped;
-  T exponent, rest, inverse_rest;  // read where the kind has both parts
+  T var_exponent, rest, inverse_rest;  // read where the kind has both parts
 };
 
 // NaN stays NaN.
@@ -126,11 +126,12 @@ LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T 
   const T std = math::maximum(inside, T(0)) + t * quotient + map.floor;
   const bool apart = twice < (map.floor > T(0) ? -std::numeric_limits<T>::infinity() : T(0));
 
-  const T exponent = apart ? twice : T(0), rest = apart ? quotient : std;
+  const T var_exponent = apart ? twice : T(0), rest = apart ? quotient : std;
   const T inverse_root = math::reciprocal(apart ? math::maximum(root, math::smallest_root(T())) : T(1));
-  const T inverse_rest = math::reciprocal(rest), log_var = exponent - math::minus_two_log(rest);
+  const T inverse_rest = math::reciprocal(rest), log_var = var_exponent - math::minus_two_log(rest);
   const T slope = (twice < T(0) && !apart ? t : T(1)) * math::reciprocal((T(0.5) + T(0.5) * t) * rest);
-  return {mean, std, inverse_root, inverse_root * inverse_rest, log_var, slope, clamped, exponent, rest, inverse_rest};
+  return {mean,    std,          inverse_root, inverse_root * inverse_rest, log_var, slope,
+          clamped, var_exponent, rest,         inverse_rest};
 }
 
 // The variance map: the Gaussian of raw parameters.
@@ -147,10 +148,11 @@ LADDER_FN Gaussian<kind, T> gaussian(T mean, T raw, T exponential, VarianceMap<T
   } else {
     const auto [std, inverse_a, inverse_b] = math::exp_and_inverse(linear_log_std<kind>(inside), exponential);
     if constexpr (kind == Variance::stable_without_floor) {
-      const T exponent = math::minimum(inside, T(0)), square = T(1) + math::maximum(inside, T(0));
+      const T var_exponent = math::minimum(inside, T(0)), square = T(1) + math::maximum(inside, T(0));
       const T rest = math::sqrt(square), inverse_rest = math::reciprocal_sqrt(square);
-      const T log_var = exponent + math::positive_log(square), slope = inverse_rest * inverse_rest;
-      return {mean, std * rest, inverse_a, inverse_b * inverse_rest, log_var, slope, clamped, exponent, rest, inverse_rest};
+      const T log_var = var_exponent + math::positive_log(square), slope = inverse_rest * inverse_rest;
+      return {mean,    std * rest,   inverse_a, inverse_b * inverse_rest, log_var, slope,
+              clamped, var_exponent, rest,      inverse_rest};
     }
     constexpr T slope = kind == Variance::exp ? 1 : 2;
     return {mean, std, inverse_a, inverse_b, slope * inside, slope, clamped};
@@ -207,7 +209,7 @@ LADDER_FN VarianceRatio<T> variance_ratio(const Gaussian<kind, T>& q, const Gaus
     const T std_ratio = over_std(q.std, p), minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
     return {minus_one, math::excess_over_log(minus_one, std_ratio, std_ratio, T(0))};
   } else if constexpr (has_rest<kind>) {
-    const T apart = q.exponent - p.exponent, rest_ratio = q.rest * p.inverse_rest;
+    const T apart = q.var_exponent - p.var_exponent, rest_ratio = q.rest * p.inverse_rest;
     const T std_ratio = math::exp_of_product(T(0.5), apart) * rest_ratio;
     const T minus_one = (std_ratio - T(1)) * (std_ratio + T(1));
     return {minus_one, math::excess_over_log(minus_one, std_ratio, rest_ratio, apart)};

@@ -34,35 +34,6 @@ _METHODS = ("forward", "sample_from_q", *STAGES)
 _OPTIONS = ("allow_oddsizes", "rng", "validate_args")
 _ORIGINAL_CLASS = "_ladder_kernels_original_class"
 
-# Blocks of other libraries, the first that fits: how to recognise one, why it stays and what to use instead.
-_OTHER_BLOCKS: list[tuple[Callable[[nn.Module], bool], str]] = [
-    (
-        lambda block: "NonStochastic" in type(block).__name__,
-        "it takes the mean of q and has no KL, so there is nothing to fuse",
-    ),
-    (
-        lambda block: hasattr(block, "process_q_params") and _takes(block, "use_mode"),
-        "it is the block of uSplit, denoiSplit or CAREamics before 0.0.5, which takes use_mode and treats odd sizes in "
-        "another way: use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.careamics(var_clip_max)) between "
-        'its convolutions, and VarianceMap("exp", raw_max=var_clip_max) where it has use_naive_exponential',
-    ),
-    (
-        lambda block: _takes(block, "use_mode") and _takes(block, "analytical_kl"),
-        "its variance is exp of the log-variance (HDN, ladder-vae-pytorch): "
-        "use ladder_kernels.normal_sample_kl(..., variance=VarianceMap.juglab_hdn()) between its convolutions",
-    ),
-    (
-        lambda block: _takes(block, "use_mode"),
-        "its standard deviation is softplus of what the convolution gives, whose channels are mean and raw by turns "
-        "(COSDD): regroup them, torch.cat([x[:, 0::2], x[:, 1::2]], 1), and give them to "
-        "ladder_kernels.normal_sample_kl(..., variance=VarianceMap.cosdd(), analytical_kl=True)",
-    ),
-    (
-        lambda block: True,
-        f"it is not the {UPSTREAM_NAME} of CAREamics: ladder_kernels.normal_sample_kl may do what its forward does",
-    ),
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class PatchReport:
@@ -224,7 +195,10 @@ def _reason_to_skip(module: nn.Module) -> str | None:
     cls = type(module)
     lineage = list(itertools.takewhile(lambda c: c.__name__ != UPSTREAM_NAME, cls.__mro__))
     if len(lineage) == len(cls.__mro__) or not _is_upstream(module):
-        return next(reason for fits, reason in _OTHER_BLOCKS if fits(module))
+        return (
+            f"it is not the {UPSTREAM_NAME} of CAREamics 0.1 or newer: ladder_kernels.normal_sample_kl may do what "
+            "it does between its convolutions (docs/other_models.md)"
+        )
     if any(c.__name__ == "FSDPModule" for c in lineage):
         return "fully_shard has changed its class: call patch_model before fully_shard"
     if "forward" in vars(module):
@@ -244,10 +218,6 @@ def _is_upstream(module: nn.Module) -> bool:
     return all(callable(getattr(type(module), method, None)) for method in _METHODS) and all(
         hasattr(module, attribute) for attribute in _ATTRIBUTES
     )
-
-
-def _takes(block: nn.Module, argument: str) -> bool:
-    return argument in _named_parameters(type(block).forward)
 
 
 def _named_parameters(function: Callable[..., Any]) -> set[str]:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch._dynamo import trace_rules
 
 # Tests are thousands of tiny calls, for which threads only wait for each other; this is for those that start a Python.
 os.environ["OMP_NUM_THREADS"] = "1"
 if not torch.cuda.is_available():
     # Read when a kernel is declared, hence before the package is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+
+from torch._dynamo import trace_rules  # declares kernels of Triton's own
 
 from ladder_kernels import use_backend
 from ladder_kernels.backends import native

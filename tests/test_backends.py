@@ -121,15 +121,6 @@ def test_use_backend_nests_and_restores():
     assert served() == before
 
 
-def test_what_a_compiler_is_told_is_restored_too():
-    before = select.choose_while_tracing("cpu")
-    with ladder_kernels.use_backend("torch"):
-        with ladder_kernels.use_backend("triton"):
-            assert select.choose_while_tracing("cpu") == "triton"
-        assert select.choose_while_tracing("cpu") == "torch"
-    assert select.choose_while_tracing("cpu") == before
-
-
 def test_devices_without_kernels_are_served_by_torch():
     assert select.default("mps") == "torch"
 

@@ -1,4 +1,4 @@
-"""A library that is not there, damaged, of another version or no library is a reason, and another backend serves."""
+"""A library that is not there is a reason and one that cannot serve a warning; either way another backend serves."""
 
 import os
 import shutil
@@ -41,16 +41,18 @@ FILES = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the messages are those of Linux's loader")
 @pytest.mark.parametrize(("content", "said"), FILES.values(), ids=FILES)
-def test_a_file_that_cannot_serve_is_a_reason_with_the_command_that_helps(
+def test_a_file_that_cannot_serve_is_an_error_with_the_commands_that_help(
     content: Callable[[], bytes], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "library.so"
     path.write_bytes(content())
     monkeypatch.setenv("LADDER_KERNELS_CPU_LIBRARY", str(path))
-    library, reason = native.find.__wrapped__("cpu")
-    assert library is None
+    with pytest.raises(ImportError) as raised:
+        native.find.__wrapped__("cpu")
+    reason = str(raised.value)
     assert said in reason
     assert str(path) in reason
+    assert "pip install --force-reinstall --no-deps a wheel of ladder_kernels" in reason
     assert reason.endswith("LADDER_KERNELS_BUILD_CPU=1 pip install .")
 
 
@@ -82,9 +84,13 @@ print(collect()["backends"]["cpp"])
 """
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "not built"), (cut(0.5), "cut short")], ids=["none", "half"])
-def test_without_a_whole_library_another_backend_serves_and_says_why_once(
-    content: Callable[[], bytes] | None, said: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("content", "said", "warnings"),
+    [(None, "not built", 0), (cut(0.5), "cut short", 1), (of_another_version, "of version 9", 1)],
+    ids=["none", "half", "another version"],
+)
+def test_without_a_library_that_serves_another_backend_does_and_says_why_once(
+    content: Callable[[], bytes] | None, said: str, warnings: int, tmp_path: Path
 ) -> None:
     shutil.copytree(WHOLE.parent, tmp_path / "ladder_kernels", ignore=shutil.ignore_patterns("*.so"))
     if content is not None:
@@ -97,3 +103,4 @@ def test_without_a_whole_library_another_backend_serves_and_says_why_once(
     assert shapes == ["torch.Size([1, 1, 1])"] * 2
     assert said in reason
     assert result.stderr.count("backend 'cpp' not used") == 1
+    assert result.stderr.count("the backend 'cpp' of ladder_kernels is there but broken") == warnings

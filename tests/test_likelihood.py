@@ -53,11 +53,13 @@ def check(given, constants, arriving=None):
         for dtype in (compute, torch.float64)
     )
     assert ours[0].dtype == compute
-    oracle.assert_as_exact_as_plain("log-likelihood", ours[0], plain[0], exact[0])
+    # In float64 the truth itself has roundings, for which plain PyTorch's error, then 0, allows nothing.
+    slack = 16.0 if compute == torch.float64 else oracle.SLACK
+    oracle.assert_as_exact_as_plain("log-likelihood", ours[0], plain[0], exact[0], slack)
     for name, *values in zip(NAMES, ours[1], plain[1], exact[1], strict=True):
         assert values[0].dtype == given[name].dtype
         truncates = torch.bfloat16 in (given["x"].dtype, given["signal"].dtype)
-        oracle.assert_as_exact_as_plain(f"grad {name}", *values, truncates=truncates)
+        oracle.assert_as_exact_as_plain(f"grad {name}", *values, slack, truncates)
     return ours
 
 

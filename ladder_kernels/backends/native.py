@@ -35,21 +35,22 @@ def path_of(device: str) -> Path:
 
 @functools.cache
 def find(device: str) -> tuple[Any, str | None]:
-    """The library for "cpu" or "cuda", or why it cannot serve and what helps."""
+    """The library for "cpu" or "cuda", or why there is none. One that is there and cannot serve raises ImportError."""
     path, version = path_of(device), ladder_kernels.__version__
     build = f"in the sources of ladder_kernels {version} run: LADDER_KERNELS_BUILD_{device.upper()}=1 pip install ."
+    again = f"pip install --force-reinstall --no-deps a wheel of ladder_kernels {version}, or {build}"
     if not path.exists():
         return None, f"not built, there is no {path}; {build}"
     if _is_cut_short(path):
-        return None, f"{path} is cut short; {build}"
+        raise ImportError(f"{path} is cut short; {again}")
     try:
         library = ctypes.CDLL(str(path))
         library.ladder_version.restype = ctypes.c_char_p
         found = library.ladder_version().decode()
     except (OSError, AttributeError) as error:
-        return None, f"{path} cannot be loaded: {error}; {build}"
+        raise ImportError(f"{path} cannot be loaded: {error}; {again}") from error
     if found != version:
-        return None, f"{path} is of version {found}, not {version}; {build}"
+        raise ImportError(f"{path} is of version {found}, not {version}; {again}")
     _declare(library, device)
     return library, None
 

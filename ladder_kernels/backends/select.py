@@ -155,6 +155,8 @@ def _find(name: str) -> tuple[ModuleType | None, str | None]:
         return module, module.unavailable()
     except ModuleNotFoundError as error:
         return None, "not part of this version" if error.name == path else str(error)
+    except ImportError as error:
+        reason = str(error)
     except Exception as error:  # whatever a broken library raises is a reason, not the user's problem
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(
