@@ -68,7 +68,7 @@ class ExplainsSizes(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Upstream's. Raises ValueError for sides that do not fit."""
         if torch.compiler.is_compiling():
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return super().forward(x, *args, **kwargs)
         try:
             return super().forward(x, *args, **kwargs)
         except AssertionError as error:

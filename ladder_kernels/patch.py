@@ -114,7 +114,7 @@ def unpatch_model(model: nn.Module) -> list[str]:
     Raises RuntimeError, before anything is changed, if one was wrapped after it was patched.
     """
     patched: dict[str, Any] = {name: module for name, module in model.named_modules() if _is_patched(module)}
-    ladders = [patched.pop(name) for name in list(patched) if isinstance(patched[name], ExplainsSizes)]
+    ladders: list[Any] = [patched.pop(name) for name in list(patched) if isinstance(patched[name], ExplainsSizes)]
     for name, module in patched.items():
         if type(module) is not _fused(_original(module), _ours(module)):
             changed = f"{name!r} became a {type(module).__name__} after patch_model"
