@@ -123,8 +123,9 @@ def unpatch_model(model: nn.Module) -> list[str]:
             raise RuntimeError(f"the forward of {name!r} was replaced after patch_model: undo that, then unpatch")
     for module in ladders:
         # What was wrapped since stays: it does no more than explain.
-        if type(module) is _fused(_original(module), ExplainsSizes) and "forward" not in vars(module):
-            module.__class__ = _original(module)
+        original = _original(module)
+        if type(module) is _fused(original, ExplainsSizes) and "forward" not in vars(module):
+            module.__class__ = original
     for module in patched.values():
         if isinstance(module, NormalStochasticBlock):
             for option in _OPTIONS:

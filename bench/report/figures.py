@@ -44,14 +44,15 @@ DPI = 110
 
 SWEEP = "sweep"  # the cases of the size sweep start with it
 PASSES = ("forward", "backward", "step")
-# In the order of drawing: the own lines last, on top. Of each backend the noise that it draws by default.
-OURS = ("cuda, Philox", "triton, Philox", "cpp")
+# In the order of drawing: the own lines last, on top.
+OURS = ("cuda, Philox", "triton, Philox", "cpp", "cpp, Philox")
 DRAWN = {
     UPSTREAM: (UPSTREAM_COLOUR, "o"),
     COMPILED: (PURPLE, "s"),
     "cuda, Philox": (GREEN, "^"),
     "triton, Philox": (OUR_COLOUR, "D"),
     "cpp": (OUR_COLOUR, "D"),
+    "cpp, Philox": (GREEN, "^"),
 }
 NUMBERS = "Numbers"  # the PNG's text with the fingerprint of what is drawn
 
@@ -75,7 +76,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         for axes, name in zip(panels, PASSES, strict=True):
             axes.set_title(name)
             _draw_times(axes, [row for row in rows if row["pass"] == name])
-        panels[0].set_ylabel("median; band: 20th to 80th percentile")
+        panels[0].set_ylabel("time: median, and 20th to 80th percentile")
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -85,7 +86,12 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
     """The lines of a pass, the own ones last, and that of a copy."""
     copied = sorted({(float(row["latents"]), _copy_seconds(row)) for row in rows if row["provider"] in OURS})
     if copied:
-        axes.plot(*zip(*copied, strict=True), color=GREY, linestyle=":", label="copying its bytes")
+        axes.plot(
+            *zip(*copied, strict=True),
+            color=GREY,
+            linestyle=":",
+            label="a copy of the bytes it reads and writes: the least it can take",
+        )
     for (provider, (colour, marker)), mode in product(DRAWN.items(), ("eager", "graph")):
         chosen = [row for row in rows if (row["provider"], row["mode"]) == (provider, mode)]
         chosen.sort(key=lambda row: float(row["latents"]))

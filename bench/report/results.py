@@ -31,7 +31,7 @@ COLUMNS = {
         *ENVIRONMENT,
     ),
     MMSE: (
-        *("way", "tile", "samples", "batch", "rounds"),
+        *("way", "side", "samples", "batch", "rounds"),
         *("median_s", "min_s", "cpu_s", "upstream_over_this", "peak_mib"),
         *ENVIRONMENT,
     ),

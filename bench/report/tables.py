@@ -74,18 +74,18 @@ def peers_table(results: Results) -> str:
 
 
 def mmse_table(results: Results) -> str:
-    """A line for each way: of every size of tile the time, and how often it fits into upstream's, and the peak."""
-    tiles = distinct(row["tile"] for row in results.rows)
+    """A line for each way: of every size of image the time, and how often it fits into upstream's, and the peak."""
+    sides = distinct(row["side"] for row in results.rows)
     ways = distinct(row["way"] for row in results.rows)
     lines = []
     for way in ways:
         line = [way]
-        for tile in tiles:
+        for side in sides:
             # Upstream's loop is the first.
-            row, base = (first(results.rows, way=name, tile=tile) for name in (way, ways[0]))
-            line += [time_cell(row, base, "median_s", 1), _mebibytes(number(row, "peak_mib"))]
+            row, base = (first(results.rows, way=name, side=side) for name in (way, ways[0]))
+            line += [time_cell(row, base, "median_s", 1), "-" if row is None else _mebibytes(number(row, "peak_mib"))]
         lines.append(line)
-    return table(["", *(head for tile in tiles for head in (f"{tile} x {tile}", "peak"))], lines)
+    return table(["", *(head for side in sides for head in (f"{side} x {side}", "peak"))], lines)
 
 
 def host_cost_table(results: Results) -> str:

@@ -49,8 +49,8 @@ def training_rows() -> list[dict[str, str]]:
 def mmse_rows() -> list[dict[str, str]]:
     """Seconds of two ways at two sizes, the second way in half of the first's."""
     ways = {"the loop": 1.0, "ours": 0.5}
-    rows = [(way, tile, cost * tile / 64) for tile in (64, 256) for way, cost in ways.items()]
-    return [{"way": w, "tile": t, "median_s": s, "peak_mib": 8 * s} | ENVIRONMENT for w, t, s in rows]
+    rows = [(way, side, cost * side / 64) for side in (64, 256) for way, cost in ways.items()]
+    return [{"way": w, "side": side, "median_s": s, "peak_mib": 8 * s} | ENVIRONMENT for w, side, s in rows]
 
 
 def peers_rows() -> list[dict[str, str]]:
