@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo vae mmse test versions bench train lint types audit hostcost wheels plots readme info cuda gpu sanitize fresh dist clean
+.PHONY: help demo examples mmse test versions bench train lint types audit hostcost wheels plots readme info cuda gpu sanitize fresh dist clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer. GCC's C++ library is loaded early as
 # well, or the sanitizer misses torch's exceptions; Python itself leaks by design.
@@ -34,8 +34,8 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 demo: $(INSTALLED)  ## train the real CAREamics model with both blocks, show the difference; ARGS="--steps 50"
 	$(BIN)/python -m bench.demo $(ARGS)
 
-vae: $(INSTALLED)  ## train a small VDVAE on faces, in plain PyTorch and on the functions; ARGS="--steps 50"
-	$(BIN)/python -m bench.vae $(ARGS)
+examples: $(INSTALLED)  ## run examples/*.py whole, some minutes each: pictures in out/examples; STEPS=20 for a look
+	for example in examples/*.py; do echo "== $$example" && $(BIN)/python $$example || exit 1; done
 
 # Every test has one thread, so the cores share the tests.
 test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"

@@ -63,11 +63,4 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else str(device)
-
-
-def _cpu_model() -> str:
-    """What Linux calls it, else the architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
+    return f"{info.cpu_model()}, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else str(device)

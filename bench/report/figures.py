@@ -29,29 +29,21 @@ BASE: dict[str, Any] = {
     "axes.spines.right": False,
 }
 # Grey text and lines without a background: read on white and on GitHub's dark page alike.
-GREYS = (
-    "text.color",
-    "axes.labelcolor",
-    "axes.edgecolor",
-    "axes.titlecolor",
-    "grid.color",
-    "xtick.color",
-    "ytick.color",
-)
-TITLES = {"axes.titleweight": "bold", "axes.titlelocation": "left"}
-STYLE: Any = (
-    BASE | dict.fromkeys(GREYS, GREY) | TITLES | {"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False}
-)
+GREYS = (*(f"axes.{part}color" for part in ("label", "edge", "title")), "text.color", "grid.color", "xtick.color")
+LOOK = {"axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True, "grid.alpha": 0.25}
+STYLE: Any = BASE | dict.fromkeys((*GREYS, "ytick.color"), GREY) | LOOK | {"legend.frameon": False}
 
 SWEEP = "sweep"  # the cases of the size sweep start with it
-# In the order of drawing: the own lines last, on top. Of each backend the noise that it draws by default.
+# In the order of drawing: the own lines last, on top.
 DRAWN = {
     UPSTREAM: (UPSTREAM_COLOUR, "o"),
     COMPILED: (PURPLE, "s"),
     "cuda, Philox": (GREEN, "^"),
     "triton, Philox": (OUR_COLOUR, "D"),
     "cpp": (OUR_COLOUR, "D"),
+    "cpp, Philox": (GREEN, "^"),
 }
+LEAST = "a copy of the bytes it reads and writes: the least it can take"
 FINGERPRINT = "Rows"  # the PNG's text with that of what is drawn
 
 
@@ -74,7 +66,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         for axes, name in zip(panels, ("forward", "backward", "step"), strict=True):
             axes.set_title(name)
             _draw_times(axes, sorted((row for row in rows if row["pass"] == name), key=lambda row: int(row["latents"])))
-        panels[0].set_ylabel("median; band: 20th to 80th percentile")
+        panels[0].set_ylabel("time: median, and 20th to 80th percentile")
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -92,7 +84,7 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(sizes, middle, color=colour, marker=marker, label=provider)
         if provider == shown[-1]:
             copied = [1e-9 * float(row["bytes"]) / float(row["copy_gb_per_s"]) for row in chosen]
-            axes.plot(sizes, copied, color=GREY, linestyle=":", label="copying its bytes")
+            axes.plot(sizes, copied, color=GREY, linestyle=":", label=LEAST)
     axes.set(xscale="log", yscale="log", xlabel="latents")
     for axis, unit in ((axes.xaxis, EngFormatter(sep="")), (axes.yaxis, EngFormatter(unit="s"))):
         axis.set_major_locator(LogLocator())

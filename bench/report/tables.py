@@ -46,15 +46,15 @@ def training_table(results: Results) -> str:
 
 
 def mmse_table(results: Results) -> str:
-    """A line for each way: of every size of tile the time, and how often it fits into upstream's, and the peak."""
-    tiles, ways = (distinct(row[name] for row in results.rows) for name in ("tile", "way"))
+    """A line for each way: of every size of image the time, and how often it fits into upstream's, and the peak."""
+    sides, ways = (distinct(row[name] for row in results.rows) for name in ("side", "way"))
     lines = []
     for way in ways:
-        wheres = [{"tile": tile} for tile in tiles]
+        wheres = [{"side": side} for side in sides]
         times = _times(results.rows, "way", way, wheres, "median_s", 1, base=ways[0])  # upstream's loop
         peaks = [_mebibytes(number(first(results.rows, way=way, **where), "peak_mib")) for where in wheres]
         lines.append([way, *(cell for pair in zip(times, peaks, strict=True) for cell in pair)])
-    return table(["", *(head for tile in tiles for head in (f"{tile} x {tile}", "peak"))], lines)
+    return table(["", *(head for side in sides for head in (f"{side} x {side}", "peak"))], lines)
 
 
 def host_cost_table(results: Results) -> str:
