@@ -1,10 +1,11 @@
-"""`python -m ladder_kernels.info [--json]`: versions, devices, what serves, and why a backend cannot run."""
+"""`python -m ladder_kernels.info [--json]`: versions, devices, what serves, why a backend cannot run, where it has."""
 
 import argparse
 import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ ENVIRONMENT_VARIABLES = (
 )
 
 
+# The cards on which we have run the backend, as bench/results names them.
+RUN_ON: dict[str, tuple[str, ...]] = {"triton": (), "cuda": ()}
+
 NOISES = {"noise": "noise of torch's generator", "seed": "Philox noise, made in the kernel"}
 
 
@@ -31,10 +35,19 @@ def collect() -> dict[str, Any]:
     return {
         "versions": versions(),
         "devices": _devices(),
-        "backends": {name: select.reason_unavailable(name) or "usable" for name in select.NAMES},
+        "backends": {name: _with_caveat(name, select.reason_unavailable(name) or "usable") for name in select.NAMES},
         "by default": defaults() | {"only where forced": f"cuda, {NOISES['seed']}"},
         "environment": _environment(),
     }
+
+
+def _with_caveat(backend: str, said: str) -> str:
+    """And for a backend of GPUs, on which one it was seen to work."""
+    if backend not in RUN_ON:
+        return said
+    cards = ", ".join(RUN_ON[backend])
+    seen = f"run by us on {cards}" if cards else "not run on a GPU by us yet"
+    return f"{said}; {seen}; {select.ENVIRONMENT_VARIABLE}=torch avoids it"
 
 
 def versions() -> dict[str, str | None]:
@@ -57,8 +70,9 @@ def defaults(rng: str | None = None) -> dict[str, str]:
 
 def _default_on_gpu(rng: str | None) -> str:
     if torch.cuda.is_available():
-        return _default("cuda", rng)
-    return f"none here; on one, triton, {NOISES[noise.DRAWS[rng or 'philox']]}"
+        said = _default("cuda", rng)
+        return _with_caveat(said.partition(",")[0], said)
+    return _with_caveat("triton", f"none here; on one, triton, {NOISES[noise.DRAWS[rng or 'philox']]}")
 
 
 def _default(device_type: str, rng: str | None) -> str:
@@ -86,8 +100,19 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def cpu_model() -> str:
+    """What Linux calls it, and the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
+
+
 def _devices() -> dict[str, str]:
-    devices = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    devices = {"cpu": f"{cpu_model()}, {capability}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = f"sm_{properties.major}{properties.minor}"

@@ -7,12 +7,13 @@ Element i of a latent, in memory order, takes lane i % 4 of the block with key =
 depends on the seed alone: not on the backend, the block size or the launch.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -119,12 +120,28 @@ def _randn(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """torch.randn, made by csrc where that can and is faster, whatever backend serves: one seed, the same bits."""
+    each = getattr(_seeded, "generators", ())
+    if generator is None and len(each) == shape[0]:
+        return torch.stack([_randn(shape[1:], dtype, device, own) for own in each])
     fits = device.type == "cpu" and dtype == torch.float32 and math.prod(shape) >= _FEWEST
     if fits and not _is_watched() and reason_aten_draws() is None:
         out = torch.empty(shape, dtype=dtype, device=device)
         if _fill(out, torch.default_generator if generator is None else generator):
             return out
     return torch.randn(shape, dtype=dtype, device=device, **_drawn_from(generator))
+
+
+_seeded = threading.local()
+
+
+@contextlib.contextmanager
+def seeded_each(seeds: Sequence[int], device: torch.device) -> Iterator[None]:
+    """Of a batch of so many, torch's noise of each has a generator of its own, and depends on no other in the batch."""
+    _seeded.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    try:
+        yield
+    finally:
+        del _seeded.generators
 
 
 def _is_watched() -> bool:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from torch import nn
 
 from ladder_kernels.block import NormalStochasticBlock, check_rng
+from ladder_kernels.ladder import ExplainsSizes, SharedBottomUp, draws_samples, is_ladder
 from ladder_kernels.overrides import STAGES
 from ladder_kernels.patch_likelihood import FusedLikelihood, is_likelihood
 from ladder_kernels.patch_likelihood import reason_to_skip as reason_to_skip_likelihood
-from ladder_kernels.predict import SharedBottomUp, draws_samples
 
 UPSTREAM_NAME = "NormalStochasticBlock"
 _ATTRIBUTES = (
@@ -86,6 +86,8 @@ def patch_model(
         if draws_samples(module):
             _become(module, SharedBottomUp)
             predictors.append(name)
+        elif is_ladder(module):
+            _become(module, ExplainsSizes)
         elif is_likelihood(module):
             reason = None if _is_patched(module) else reason_to_skip_likelihood(module)
             if reason is None:
@@ -107,17 +109,23 @@ def patch_model(
 
 
 def unpatch_model(model: nn.Module) -> list[str]:
-    """Give every patched module its own class back; returns the names of the modules.
+    """Give every patched module its own class back; returns the names of those that `patch_model` reported.
 
     Raises RuntimeError, before anything is changed, if one was wrapped after it was patched.
     """
-    patched = {name: module for name, module in model.named_modules() if _is_patched(module)}
+    patched: dict[str, Any] = {name: module for name, module in model.named_modules() if _is_patched(module)}
+    ladders: list[Any] = [patched.pop(name) for name in list(patched) if isinstance(patched[name], ExplainsSizes)]
     for name, module in patched.items():
         if type(module) is not _fused(_original(module), _ours(module)):
             changed = f"{name!r} became a {type(module).__name__} after patch_model"
             raise RuntimeError(f"{changed}: unpatch_model can only come before what did that, as fully_shard does")
         if "forward" in vars(module):
             raise RuntimeError(f"the forward of {name!r} was replaced after patch_model: undo that, then unpatch")
+    for module in ladders:
+        # What was wrapped since stays: it does no more than explain.
+        original = _original(module)
+        if type(module) is _fused(original, ExplainsSizes) and "forward" not in vars(module):
+            module.__class__ = original
     for module in patched.values():
         if isinstance(module, NormalStochasticBlock):
             for option in _OPTIONS:
@@ -171,7 +179,7 @@ def _original(module: nn.Module) -> type:
 
 
 def _ours(module: nn.Module) -> type:
-    ours = (SharedBottomUp, FusedLikelihood, NormalStochasticBlock)
+    ours = (SharedBottomUp, ExplainsSizes, FusedLikelihood, NormalStochasticBlock)
     return next(each for each in ours if isinstance(module, each))
 
 

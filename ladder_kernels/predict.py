@@ -1,20 +1,23 @@
-"""`predict_mmse`: mean and standard deviation of many stochastic predictions, at less work than one after the other.
+"""`predict_mmse`: mean and standard deviation of many stochastic predictions of whole images, at less work.
 
-A ladder VAE's bottom-up pass is deterministic, so it runs once; only the top-down pass is repeated, on several samples
-at a time.
+A ladder VAE's bottom-up pass is deterministic, so it runs once a tile; only the top-down pass is repeated, on several
+samples at a time.
 """
 
 import contextlib
-import functools
+import math
 import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from types import MethodType
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ladder_kernels.images import at_least_one, check_image, per_channel, plan
+from ladder_kernels.ladder import PASSES, BottomUpOnce, find_ladder
+from ladder_kernels.noise import seeded_each
+from ladder_kernels.tiles import Tile
 
 # How many pixels of the input a batch of samples may hold together. A CPU is fastest while the activations (some
 # kilobytes a pixel) stay in its caches; a GPU wants enough work to hide the launches, and has gigabytes for it. The
@@ -22,101 +25,123 @@ from torch import Tensor, nn
 CPU_PIXELS = 2**14
 GPU_PIXELS = 2**18
 
-_PASSES = ("bottomup_pass", "topdown_pass")
+
+class Prediction(NamedTuple):
+    """Of the samples of every pixel; arrays where the image was one, else tensors."""
+
+    mean: Any
+    std: Any
 
 
 def predict_mmse(
     model: nn.Module,
-    x: Tensor,
+    image: Any,
     samples: int,
     *,
+    tile: int | Sequence[int] | None = None,
+    overlap: int | Sequence[int] | None = None,
     batch: int | None = None,
-    output: Callable[[Any], Tensor] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    mean: Any = None,
+    std: Any = None,
+    output: Callable[[Tensor], Tensor] | None = None,
+    progress: bool | Callable[[int, int], None] = False,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mean (the MMSE estimate) and standard deviation of `samples` predictions of `x`, one of each for every image.
+) -> Prediction:
+    """Mean (the MMSE estimate) and standard deviation of `samples` predictions of every pixel of images of any size.
 
-    The same distribution as calling the model `samples` times in evaluation and prediction mode, which is what
-    CAREamics' `lvae_predict_mmse_tiled_batch` does. Memory does not grow with `samples`. No attribute of the model
-    changes; while it is in use its modules are in evaluation mode, and they have their own modes again when the last of
-    the threads that predict with it returns or raises.
+    Each tile's are distributed as what the model gives when it is called `samples` times in evaluation and prediction
+    mode, which is what CAREamics' `lvae_predict_mmse_tiled_batch` does. Memory grows neither with `samples` nor, beyond
+    the result, with the image. The model is set up for the tiles and afterwards as it was: no attribute of it changes,
+    and its modules are in evaluation mode until the last of the threads that predict with it returns or raises.
 
     Parameters
     ----------
     model
         A LadderVAE of CAREamics, patched or not, compiled or not, or whatever has one in it: it is found by its class,
         and called without what a wrapper's forward adds (autocast, a conversion of the input). A model without, with
-        several, or whose forward does not use the two passes is called `samples` times, and a warning says so. For
-        tiles of another size than the patches call its `reset_for_inference` first, as for any prediction. Where the
-        model is compiled, its top-down pass is, with torch.compile's default settings and once for each size of a
+        several, or whose forward does not use the two passes is called `samples` times, and a warning says so. Where
+        the model is compiled, its top-down pass is, with torch.compile's default settings and once for each size of a
         batch.
-    x
-        Inputs (B, C, *S), as the LadderVAE takes them: on its device, in its dtype, normalised.
+    image
+        Images (B, C, *S), a tensor or an array, also one on disk that can be sliced: a 2D image is `image[None, None]`.
+        Sides that the model does not take are padded by reflection, and the prediction is cut back. For a model with
+        lateral context C is 1, and its crops are made here as CAREamics makes them; or C is their number, and images
+        that have them already are predicted whole.
     samples
         How many predictions, at least 1.
+    tile, overlap
+        The sides of a tile, and by how much two overlap at least: one number, or one for each of S. By default images
+        of at most 2**16 pixels are predicted whole, others in tiles of 256 x 256 or 16 x 64 x 64 that share a quarter
+        of a side. Where tiles overlap their means and variances blend, weighted by cosines that sum to one. Planes
+        that a 2D decoder joins are never cut.
     batch
-        How many predictions of `x` run the top-down pass together. By default as many as hold 2**14 pixels together on
-        a CPU (4 of a 64 x 64 tile, 1 of a 128 x 128 tile) and 2**18 elsewhere, and at least 1; memory grows with it.
-        The last batch is smaller where `samples` is no multiple. On a CPU `batch=1` draws the loop's very numbers.
+        How many predictions, of one tile each, run the top-down pass together: samples of a tile first, then several
+        tiles. By default as many as hold 2**14 pixels together on a CPU (4 tiles of 64 x 64) and 2**18 elsewhere, and
+        at least 1; memory grows with it.
+    mean, std
+        Of the image, to normalise it by: one number, or one for each channel. The result is brought back by the same
+        (its `std` by `std` alone). By default the image is taken and the result given as they are.
     output
-        Maps what the model gives for N = `batch` * B images, without the latents' data, to images (N, ...): for
-        instance `lambda out: out.chunk(2, 1)[0]` where the second half is a log-variance. By default as it is.
+        Maps what the model gives for N tiles, (N, C', *sides) without the latents' data, to images (N, C'', *sides). By
+        default the log-variance channels of a model with `predict_logvar` are left out.
     progress
-        Called after every batch with the number of predictions done and `samples`.
+        True: a bar of tqdm's. Or a function, called after every batch with the predictions done and all there are.
     generator
-        What noise is drawn from, of the model's device: torch's default generator has its state meanwhile, for all
-        threads.
+        What noise is drawn from, else torch's default generator. Where torch makes the noise (`rng="torch"`, the
+        default on a CPU) the result of a patched model does not depend on `batch` but for rounding.
 
     Returns
     -------
-    mean, std
-        Each (B, ...) in float32, or float64 where the predictions are. `std` is that of the samples (divided by
-        `samples` - 1), 0 for a single one.
+    Prediction
+        `mean` and `std`, each (B, C'', *S) in float32, or float64 where the predictions are, on the image's device.
+        `std` is that of the samples (divided by `samples` - 1), 0 for a single one.
 
     Raises
     ------
-    ValueError
-        `samples` or `batch` below 1.
+    ValueError, TypeError
+        An argument that does not fit, in one sentence that says what would.
     """
-    for name, count in (("samples", samples), ("batch", batch)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    moments, (ladder, compiled, reason) = Moments(), _find_ladder(model)
-    with torch.no_grad(), _evaluation(model if ladder is None else ladder), _drawing_from(generator):
-        once = None if ladder is None else _BottomUpOnce(ladder, compiled)
-        for prediction in _predictions(model, once, x, samples, batch or default_batch(x)):
-            if moments.count == 0 and (once is None or not once.shares):
-                reason = reason or f"the forward of {type(ladder).__name__} does not use its {' and '.join(_PASSES)}"
-                warnings.warn(f"every prediction is a whole one, none shares work: {reason}", stacklevel=2)
-            images = prediction if output is None else output(prediction)
-            moments.add(images.unflatten(0, (-1, x.shape[0])))
-            if progress is not None:
-                progress(moments.count, samples)
-    return moments.mean, moments.std()
+    samples = at_least_one("samples", samples)
+    ladder, compiled, reason = find_ladder(model)
+    check_image(image, ladder)
+    tiling = plan(image, ladder, tile, overlap)
+    device, dtype = _place(model, image)
+    batch = default_batch(tiling.sides, device) if batch is None else at_least_one("batch", batch)
+    shift, scale = 0.0 if mean is None else mean, 1.0 if std is None else std
+    jobs = [(number, each) for number in range(image.shape[0]) for each in tiling.tiles]
+    at_once = max(1, batch // samples)
+    blend = _Blend(image, shift, scale)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_evaluation(model if ladder is None else ladder))
+        seed = stack.enter_context(_drawing_from(generator))
+        tell = stack.enter_context(_told(progress, len(jobs) * samples))
+        once = None if ladder is None else BottomUpOnce(ladder, compiled, tiling.sides)
+        for first in range(0, len(jobs), at_once):
+            group, moments = jobs[first : first + at_once], Moments()
+            together = 1 if once is None else max(1, batch // len(group))
+            x = torch.cat([tiling.cut(image, *job).to(device) for job in group])
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = ((x - per_channel("mean", shift, x)) / per_channel("std", scale, x)).to(dtype)
+            while moments.count < samples:
+                wanted = range(moments.count, min(moments.count + together, samples))
+                seeds = [seed + (first + job) * samples + sample for sample in wanted for job in range(len(group))]
+                with seeded_each(seeds, device):
+                    prediction = model(x) if once is None else once(x, len(wanted))
+                if blend.is_empty and moments.count == 0 and (once is None or not once.shares):
+                    reason = reason or f"the forward of {type(ladder).__name__} does not use its {' and '.join(PASSES)}"
+                    warnings.warn(f"every prediction is a whole one, none shares work: {reason}", stacklevel=2)
+                images = _images(prediction, ladder, output, tiling.sides)
+                moments.add(images.unflatten(0, (-1, len(group))))
+                tell(first * samples + moments.count * len(group))
+            for job, *values in zip(group, moments.mean, moments.variance(), strict=True):
+                blend.add(*job, *values)
+    return blend.result()
 
 
-@contextlib.contextmanager
-def _drawing_from(generator: torch.Generator | None) -> Iterator[None]:
-    """torch's default generator in the state of this one, which then goes on from there: models ask for no other."""
-    if generator is None:
-        yield
-        return
-    device = generator.device
-    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
-    before = default.get_state()
-    default.set_state(generator.get_state())
-    try:
-        yield
-    finally:
-        generator.set_state(default.get_state())
-        default.set_state(before)
-
-
-def default_batch(x: Tensor) -> int:
-    """How many predictions of `x` (B, C, *S) run together unless told otherwise."""
-    pixels = CPU_PIXELS if x.device.type == "cpu" else GPU_PIXELS
-    return max(1, pixels // (x.shape[0] * x.shape[2:].numel()))
+def default_batch(sides: Sequence[int], device: torch.device) -> int:
+    """How many predictions of a tile run together unless told otherwise."""
+    return max(1, (CPU_PIXELS if device.type == "cpu" else GPU_PIXELS) // math.prod(sides))
 
 
 class Moments:
@@ -141,141 +166,103 @@ class Moments:
         self.mean += shift * (count / total)
         self.count = total
 
-    def std(self) -> Tensor:
-        """The standard deviation (*shape) of the samples; 0 for a single one."""
-        return (self._squares / max(self.count - 1, 1)).sqrt()
+    def variance(self) -> Tensor:
+        """The variance (*shape) of the samples; 0 for a single one."""
+        return self._squares / max(self.count - 1, 1)
 
 
-def _predictions(
-    model: nn.Module, ladder: "_BottomUpOnce | None", x: Tensor, samples: int, batch: int
-) -> Iterator[Tensor]:
-    """The predictions, up to `batch` times those of `x` (B, ...) at a time: (batch * B, ...), samples outermost."""
-    done = 0
-    while done < samples:
-        if ladder is None:
-            prediction, count = model(x), 1
-        else:
-            prediction, count = ladder(x, min(batch, samples - done))
-        yield prediction[0] if isinstance(prediction, tuple) else prediction
-        done += count
+# ---- What the model gives.
 
 
-class _BottomUpOnce:
-    """A ladder's own forward, whose bottom-up pass runs at the first call of an input and serves all that follow.
-
-    Not the two passes one after the other: what a forward does before, between and after them (squishing, cropping, the
-    output layer, a subclass's own work) is done as there. The forward belongs to a stand-in, another object with the
-    ladder's class, modules and weights; what is set on it leaves the ladder alone, and it is set in its `__dict__`,
-    for a class may pass attributes on.
-    """
-
-    def __init__(self, ladder: nn.Module, compiled: bool) -> None:
-        self.ladder = stand_in = _copy(ladder)
-        passes = [getattr(stand_in, name) for name in _PASSES]
-        self._bottomup_pass, self._topdown_pass = passes
-        if compiled:
-            self._topdown_pass = torch.compile(self._topdown_pass)
-        me = weakref.proxy(self)  # no cycle, in which the features would outlive the call
-        vars(stand_in).update(
-            mode_pred=True,
-            bottomup_pass=MethodType(_BottomUpOnce._bottom_up, me),
-            topdown_pass=MethodType(_BottomUpOnce._top_down, me),
-            _compiled_call_impl=None,
-        )
-        self._squishes = vars(stand_in).get("_squish3d")
-        self._input: Tensor | None = None
-        self._features: list[Tensor] = []  # what the forward hands to the top-down pass, for one sample
-        self._count = 1
-
-    def __call__(self, x: Tensor, count: int) -> tuple[Any, int]:
-        """`count` predictions of `x`, samples outermost, or one where the forward does not use the passes; how many."""
-        self._count = count
-        prediction = self.ladder(x)
-        return prediction, count if self.shares else 1
-
-    @property
-    def shares(self) -> bool:
-        """Whether the forward, once called, uses the two passes, so that samples share the bottom-up one."""
-        return bool(self._features)
-
-    def _bottom_up(self, x: Tensor) -> list[Tensor]:
-        if x is self._input:
-            return list(self._features)
-        self._input, self._features = x, []
-        vars(self.ladder)["_squish3d"] = self._squishes
-        return self._bottomup_pass(x)
-
-    def _top_down(self, features: list[Tensor], *args: Any, **kwargs: Any) -> Any:
-        if not self.shares:
-            self._features = [_fast_layout(each) for each in features]
-            vars(self.ladder)["_squish3d"] = False  # they are squished
-        repeated = [torch.cat([each] * self._count) for each in self._features]
-        return self._topdown_pass(repeated, *args, **kwargs)
+def _images(prediction: Any, ladder: Any, output: Callable[[Tensor], Tensor] | None, sides: tuple[int, ...]) -> Tensor:
+    """The images (N, C, *sides) in what a model gives."""
+    given = prediction[0] if isinstance(prediction, tuple) else prediction
+    if output is not None:
+        images = output(given)
+    elif getattr(ladder, "predict_logvar", None) is not None:
+        images = given[:, : ladder.target_ch]
+    else:
+        images = given
+    wanted = (given.shape[0], "C", *sides[len(sides) - given.dim() + 2 :])
+    if not isinstance(images, Tensor):
+        found: Any = f"a {type(images).__name__}"
+    elif images.dim() == len(wanted) and (images.shape[0], "C", *images.shape[2:]) == wanted:
+        return images
+    else:
+        found = tuple(images.shape)
+    whose = "the model" if output is None else f"output, given the model's tensor {tuple(given.shape)},"
+    raise ValueError(f"{whose} must give images ({', '.join(map(str, wanted))}), a tensor; it gave {found}")
 
 
-def _copy(module: nn.Module) -> Any:
-    """Another module with this one's class, modules, weights and hooks."""
-    copied = object.__new__(type(module))
-    vars(copied).update({name: _rebound(value, module, copied) for name, value in vars(module).items()})
-    return copied
+class _Blend:
+    """The moments of all images, tile by tile, in the images' units."""
+
+    def __init__(self, image: Any, shift: Any, scale: Any) -> None:
+        self._image, self._shift, self._scale = image, shift, scale
+        self.is_empty = True
+        self._mean: Tensor
+        self._variance: Tensor
+
+    def add(self, number: int, tile: Tile, mean: Tensor, variance: Tensor) -> None:
+        """Take in the moments (C, *sides) of a tile of one image."""
+        if self.is_empty:
+            sizes = self._image.shape[len(self._image.shape) - mean.dim() + 1 :]
+            shape = (self._image.shape[0], mean.shape[0], *sizes)
+            device = self._image.device if isinstance(self._image, Tensor) else "cpu"
+            self._mean, self._variance = (torch.zeros(shape, dtype=mean.dtype, device=device) for _ in range(2))
+            self.is_empty = False
+        scale, shift = per_channel("std", self._scale, mean[None]), per_channel("mean", self._shift, mean[None])
+        tile.add_to(self._mean[number], mean * scale + shift)
+        tile.add_to(self._variance[number], variance * scale.square())
+
+    def result(self) -> Prediction:
+        mean, std = self._mean, self._variance.sqrt_()
+        return Prediction(mean, std) if isinstance(self._image, Tensor) else Prediction(mean.numpy(), std.numpy())
 
 
-def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """An attribute of `old` for `new`: a method bound to it, as which wrappers keep its forward, is bound to `new`."""
-    if isinstance(value, MethodType) and value.__self__ is old:
-        return MethodType(value.__func__, new)
-    if isinstance(value, functools.partial):
-        return functools.partial(value.func, *[new if each is old else each for each in value.args], **value.keywords)
-    return value
+def _place(model: nn.Module, image: Any) -> tuple[torch.device, torch.dtype]:
+    """Where and in what dtype the model wants its input: as its weights, if they are somewhere."""
+    weights = next((each for each in model.parameters() if each.is_floating_point()), None)
+    if weights is not None and weights.device.type != "meta":
+        return weights.device, weights.dtype
+    return (image.device, image.dtype) if isinstance(image, Tensor) else (torch.device("cpu"), torch.float32)
 
 
-def _fast_layout(features: Tensor) -> Tensor:
-    """channels_last for oneDNN's 2D convolutions, which then reorder nothing; all that follows keeps the layout."""
-    if features.dim() == 4 and features.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return features.contiguous(memory_format=torch.channels_last)
-    return features
+# ---- Meanwhile.
 
 
-def _find_ladder(model: nn.Module) -> tuple[nn.Module | None, bool, str]:
-    """The one module with the two passes in `model`, whether it or what wraps it is compiled; or why there is none.
-
-    By its class: a wrapper shows attributes of what it wraps as its own.
-    """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if all(callable(getattr(type(module), each, None)) for each in _PASSES)
-    }
-    if len(found) != 1:
-        which = f"several LadderVAEs ({', '.join(found)}), of which one can be given" if found else "no LadderVAE"
-        return None, False, f"{type(model).__name__} has {which}"
-    ((name, ladder),) = found.items()
-    path = name.split(".") if name else []
-    way = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
-    return ladder, "_orig_mod" in path or any(each._compiled_call_impl is not None for each in way), ""
+@contextlib.contextmanager
+def _told(progress: bool | Callable[[int, int], None], total: int) -> Iterator[Callable[[int], None]]:
+    """What is to be called with the number of predictions done."""
+    if callable(progress):
+        yield lambda done: progress(done, total)
+    elif progress:
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError("progress=True needs tqdm (pip install tqdm), or give a function instead") from error
+        with tqdm(total=total, desc="predictions") as bar:
+            yield lambda done: bar.update(done - bar.n)
+    else:
+        yield lambda done: None
 
 
-def draws_samples(module: nn.Module) -> bool:
-    """Whether it is a Lightning module of CAREamics whose `predict_step` draws `n_samples` predictions."""
-    steps = all(callable(getattr(type(module), name, None)) for name in ("predict_step", "predict_sample"))
-    return steps and "n_samples" in vars(module) and _find_ladder(module._modules.get("model") or module)[0] is not None
-
-
-class SharedBottomUp(nn.Module):
-    """Mixed into a Lightning module of CAREamics that draws `n_samples` predictions of one input in a `predict_step`.
-
-    The step is upstream's, on a stand-in of the module whose `model` runs the bottom-up pass once. The samples come one
-    by one, as upstream asks for them.
-    """
-
-    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's, with one bottom-up pass."""
-        ladder, compiled, _ = _find_ladder(self.model)  # type: ignore[arg-type]
-        stand_in, step = self, None if ladder is None else _BottomUpOnce(ladder, compiled)
-        if step is not None:
-            stand_in = _copy(self)
-            vars(stand_in)["_modules"] = self._modules | {"model": step.ladder}
-        return super(SharedBottomUp, stand_in).predict_step(*args, **kwargs)  # type: ignore[misc]
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator | None) -> Iterator[int]:
+    """A seed; and torch's default generator in the state of this one, which then goes on: models ask for no other."""
+    if generator is None:
+        yield int(torch.randint(2**62, ()))
+        return
+    device = generator.device
+    seed = int(torch.randint(2**62, (), device=device, generator=generator))
+    default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield seed
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
 
 
 # How many predictions run a module now, and what its own mode is.

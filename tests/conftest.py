@@ -105,9 +105,16 @@ def interpreted(backend: str) -> bool:
     return backend == "triton" and not torch.cuda.is_available()
 
 
+@contextlib.contextmanager
+def serving(backend: str) -> Iterator[None]:
+    """A backend serves, with all tensors on the GPU if there is one."""
+    on_gpu = DEVICE.type == "cuda" and backend != "cpp"
+    with use_backend(backend), DEVICE if on_gpu else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on one backend after the other, with all its tensors on the GPU if there is one."""
-    on_gpu = DEVICE.type == "cuda" and request.param != "cpp"
-    with use_backend(request.param), DEVICE if on_gpu else contextlib.nullcontext():
+    """Runs the test on one backend after the other."""
+    with serving(request.param):
         yield request.param

@@ -172,10 +172,26 @@ class MirroringPredictor(Predictor):
         return super().predict_sample(x.flip(-1)).flip(-1) + super().predict_sample(x)
 
 
+class NetPredictor(Predictor):
+    """Whose model hangs under another name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(nn.Identity())
+        self.net = model
+
+    def predict_sample(self, x: Tensor) -> Tensor:
+        return self.net(x)[0]
+
+    def predict_step(self, batch: tuple[Tensor], index: int) -> tuple[Tensor, Tensor]:
+        samples = torch.stack([self.predict_sample(batch[0]) for _ in range(self.n_samples)])
+        return samples.mean(0), samples.std(0)
+
+
 def predicted(module: Predictor, shape: tuple[int, ...] = (2, 1, 16, 16)) -> tuple[tuple[Tensor, Tensor], int]:
     """Four samples, and how many bottom-up passes they took."""
     passes: list[int] = []
-    hook = module.model.first_bottom_up.register_forward_hook(lambda *_: passes.append(1))
+    ladder = getattr(module, "net", module.model)
+    hook = ladder.first_bottom_up.register_forward_hook(lambda *_: passes.append(1))
     module.eval().n_samples = 4
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -199,6 +215,17 @@ def test_the_predictions_of_a_patched_module_share_the_bottom_up_pass(setup: Any
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert isinstance(module, Predictor)
     assert not {"bottomup_pass", "topdown_pass"} & set(vars(module.model))
+
+
+def test_a_module_whose_model_has_another_name_shares_it_too() -> None:
+    module = NetPredictor(TINY_HDN.build())
+    module.net.mode_pred = True
+    expected, passes = predicted(module)
+    assert passes == 4
+    assert patch_model(module, rng="torch").predictors == [""]
+    found, passes = predicted(module)
+    assert passes == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_another_input_has_its_own_bottom_up_pass() -> None:

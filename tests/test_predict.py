@@ -3,10 +3,9 @@
 import copy
 import functools
 import gc
-import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -19,7 +18,7 @@ from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood
 from torch import Tensor, nn
 
-from ladder_kernels import noise, patch_model, predict, predict_mmse, use_backend
+from ladder_kernels import ladder, noise, patch_model, predict_mmse, use_backend
 from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
 from tests.careamics_models import HDN, TILES, Setup
 
@@ -45,16 +44,26 @@ def build(setup: Setup = HDN, tile: tuple[int, ...] = TILE, patched: bool = True
     return model.train()
 
 
-def inputs_of(setup: Setup = HDN, tile: tuple[int, ...] = TILE, images: int = 2) -> Tensor:
+def inputs_of(setup: Setup = HDN, tile: tuple[int, ...] = TILE, images: int = 1) -> Tensor:
     return torch.randn(images, setup.config["multiscale_count"], *tile, generator=torch.Generator().manual_seed(5))
 
 
 @torch.no_grad()
 def loop(model: nn.Module, x: Tensor, samples: int, seed: int = 0) -> Tensor:
-    """Upstream's way, (samples, B, ...)."""
+    """Upstream's way, (samples, B, ...), image by image, with the generators that a patched model draws from."""
     model.eval()
     torch.manual_seed(seed)
-    return torch.stack([model(x)[0] for _ in range(samples)])
+    first = int(torch.randint(2**62, ()))
+    images = []
+    for number, image in enumerate(x):
+        for sample in range(samples):
+            with noise.seeded_each([first + number * samples + sample], x.device):
+                images.append(without_logvar(model, model(image[None])[0]))
+    return torch.cat(images).unflatten(0, (-1, samples)).transpose(0, 1)
+
+
+def without_logvar(model: nn.Module, out: Tensor) -> Tensor:
+    return out if model.predict_logvar is None else out.chunk(2, 1)[0]
 
 
 def mmse(model: nn.Module, x: Tensor, samples: int = SAMPLES, seed: int = 0, **options: Any) -> tuple[Tensor, Tensor]:
@@ -68,47 +77,24 @@ def assert_moments(found: tuple[Tensor, Tensor], samples: Tensor) -> None:
     torch.testing.assert_close(found[1].double(), expected.std(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture
-def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Noise by sample and level, whoever draws how many samples at a time; call it with that number."""
-
-    def install(samples_at_a_time: list[int]) -> None:
-        calls = itertools.count()
-        starts = list(itertools.accumulate(samples_at_a_time, initial=0))
-
-        def draw(shape: tuple[int, ...], dtype: torch.dtype, *_: Any) -> Tensor:
-            turn, level = divmod(next(calls), LEVELS)
-            one = (shape[0] // samples_at_a_time[turn], *shape[1:])
-            generators = (
-                torch.Generator().manual_seed(LEVELS * n + level) for n in range(starts[turn], starts[turn + 1])
-            )
-            return torch.cat([torch.randn(one, dtype=dtype, generator=generator) for generator in generators])
-
-        monkeypatch.setattr(noise, "draw_noise", draw)
-
-    with use_backend("torch"):  # whose noise is torch's wherever it runs
-        yield install
-
-
 # The numbers.
 
 
 @every_model
 @with_and_without_patch
 def test_one_sample_at_a_time_draws_the_numbers_of_the_loop(setup: Setup, tile: tuple[int, ...], patched: bool) -> None:
-    model, x = build(setup, tile, patched), inputs_of(setup, tile)
+    model, x = build(setup, tile, patched), inputs_of(setup, tile, images=2)
     assert_moments(mmse(model, x, batch=1), loop(model, x, SAMPLES))
 
 
 @every_model
-def test_samples_in_batches_with_the_noise_of_the_loop_have_its_moments(
-    setup: Setup, tile: tuple[int, ...], same_noise: Any
+@pytest.mark.parametrize("batch", [2, 3, 5, 10, 16])
+def test_a_patched_model_gives_the_same_with_any_batch_of_samples_and_tiles(
+    setup: Setup, tile: tuple[int, ...], batch: int
 ) -> None:
-    model, x = build(setup, tile), inputs_of(setup, tile)
-    same_noise([2, 2, 1])
-    found = mmse(model, x, batch=2)
-    same_noise([1] * SAMPLES)
-    assert_moments(found, loop(model, x, SAMPLES))
+    model, x = build(setup, tile), inputs_of(setup, tile, images=3)
+    with use_backend("cpp"):
+        assert_moments(mmse(model, x, batch=batch), loop(model, x, SAMPLES))
 
 
 @with_and_without_patch
@@ -125,11 +111,11 @@ def test_samples_in_batches_are_distributed_as_those_of_the_loop(patched: bool) 
 
 def test_it_is_what_careamics_own_function_gives() -> None:
     setup = Setup("careamics", HDN.base)
-    model, x = build(setup), inputs_of(setup)
+    model, x = build(setup, patched=False), inputs_of(setup, images=1)
     torch.manual_seed(0)
+    torch.randint(2**62, ())  # predict_mmse draws a seed
     (mean,), (std,), _ = lvae_predict_mmse_tiled_batch(model, GaussianLikelihood("pixelwise"), (x,), SAMPLES)
-    found = mmse(model, x, batch=1, output=lambda out: out.chunk(2, 1)[0])
-    torch.testing.assert_close(found, (mean, std), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tuple(mmse(model, x, batch=1)), (mean, std), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
@@ -156,18 +142,21 @@ def test_moments_of_batches_are_those_of_all_even_far_from_zero() -> None:
     expected = samples.double()
     assert moments.count == 64
     torch.testing.assert_close(moments.mean.double(), expected.mean(0), rtol=3e-7, atol=0)
-    torch.testing.assert_close(moments.std().double(), expected.std(0), rtol=2e-3, atol=0)
+    torch.testing.assert_close(moments.variance().sqrt().double(), expected.std(0), rtol=2e-3, atol=0)
 
 
 # The work.
 
 
 def test_the_bottom_up_pass_runs_once_and_samples_share_the_top_down_pass() -> None:
-    model, x, images = build(), inputs_of(), []
+    model, x, images = build(), inputs_of(images=2), []
     model.first_bottom_up.register_forward_hook(lambda *_: images.append("bottom-up"))
     model.final_top_down.register_forward_hook(lambda _, __, out: images.append(out.shape[0]))
     mmse(model, x, 7, batch=3)
-    assert images == ["bottom-up", 6, 6, 2]
+    assert images == ["bottom-up", 3, 3, 1] * 2
+    images.clear()
+    mmse(model, torch.cat([x, x[:1]]), 3, batch=7)
+    assert images == ["bottom-up", 6, "bottom-up", 3]
 
 
 def test_no_prediction_outlives_its_batch() -> None:
@@ -193,7 +182,7 @@ def test_no_feature_outlives_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.append(weakref.ref(copied))
         return copied
 
-    monkeypatch.setattr(predict, "_fast_layout", keep)
+    monkeypatch.setattr(ladder, "_fast_layout", keep)
     gc.disable()
     try:
         mmse(build(), inputs_of())
@@ -203,18 +192,16 @@ def test_no_feature_outlives_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize(
-    ("shape", "expected"), [((1, 1, 64, 64), 4), ((1, 1, 256, 256), 1), ((4, 3, 32, 32), 4), ((1, 1, 4, 64, 64), 1)]
-)
-def test_the_default_batch_holds_so_many_pixels(shape: tuple[int, ...], expected: int) -> None:
-    assert default_batch(torch.empty(shape)) == expected
+@pytest.mark.parametrize(("sides", "expected"), [((64, 64), 4), ((256, 256), 1), ((32, 32), 16), ((4, 64, 64), 1)])
+def test_the_default_batch_holds_so_many_pixels(sides: tuple[int, ...], expected: int) -> None:
+    assert default_batch(sides, torch.device("cpu")) == expected
     assert CPU_PIXELS == 4 * 64 * 64
 
 
 def test_progress_is_told_after_every_batch() -> None:
     told: list[tuple[int, int]] = []
-    mmse(build(), inputs_of(), 5, batch=2, progress=lambda done, samples: told.append((done, samples)))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    mmse(build(), inputs_of(images=2), 5, batch=2, progress=lambda done, samples: told.append((done, samples)))
+    assert told == [(2, 10), (4, 10), (5, 10), (7, 10), (9, 10), (10, 10)]
 
 
 # The model.
@@ -426,7 +413,7 @@ def test_a_forward_that_cannot_be_shared_is_said_once_and_costs_no_pass_more() -
     expected = loop(model, x, SAMPLES)
     model.train().first_bottom_up.register_forward_hook(lambda *_: passes.append("bottom-up"))
     with pytest.warns(UserWarning, match="the forward of LadderVAE does not use its bottomup_pass") as warned:
-        found = mmse(model, x, batch=2)
+        found = mmse(model, x, batch=1)
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert len(passes) == SAMPLES
@@ -446,7 +433,8 @@ def test_of_several_models_none_is_chosen() -> None:
     with pytest.warns(UserWarning, match=r"Ensemble has several LadderVAEs \(first, second\)"):
         mean, _ = mmse(model, x, 1)
     torch.manual_seed(0)
-    torch.testing.assert_close(mean, model.eval()(x))
+    with noise.seeded_each([int(torch.randint(2**62, ()))], x.device):
+        torch.testing.assert_close(mean, model.eval()(x))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -482,6 +470,7 @@ class OwnForward(LadderVAE):
 def test_any_other_model_is_called_so_many_times() -> None:
     model, x = Plain(), inputs_of()
     torch.manual_seed(0)
+    torch.randint(2**62, ())  # predict_mmse draws a seed
     expected = torch.stack([x + torch.randn_like(x) for _ in range(SAMPLES)])
     with pytest.warns(UserWarning, match="Plain has no LadderVAE") as warned:
         assert_moments(mmse(model, x), expected)

@@ -82,12 +82,13 @@ def _kl_maps(figure: Figure, findings: Findings) -> None:
         axes = _picture(figure.add_subplot(cells[level]), f"KL, level {level + 1}")
         values = findings.kl_maps[level].numpy()
         height, width = values.shape
-        axes.set_title(f"{height} x {width} latents, nats each", loc="right", size=11, color=FAINT)
+        axes.set_title(f"{height} x {width} latents", loc="right", size=11, color=FAINT)
         # Two percent saturate: a few latents would else leave the rest in one colour.
         darkest, brightest = np.quantile(values, (0.01, 0.99))
         shown = axes.imshow(values, cmap="magma", vmin=darkest, vmax=brightest)
         bar = figure.colorbar(shown, cax=axes.inset_axes((0, -0.05, 1, 0.025)), orientation="horizontal", extend="both")
         bar.outline.set_visible(False)
+        bar.set_label("nats per latent", size=9, color=FAINT, labelpad=1)
 
 
 def _picture(axes: Axes, title: str) -> Axes:
@@ -98,7 +99,7 @@ def _picture(axes: Axes, title: str) -> Axes:
 
 
 def _curves(figure: Figure, findings: Findings) -> None:
-    cells = GridSpec(2, 1, left=0.065, right=0.455, top=0.295, bottom=0.065, height_ratios=[1.5, 1], hspace=0.1)
+    cells = GridSpec(2, 1, left=0.065, right=0.455, top=0.285, bottom=0.065, height_ratios=[1.4, 1], hspace=0.3)
     upper, lower = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
     losses, differences = findings.losses, findings.differences()
     upper.set_title("Loss of every step", loc="left", size=13, weight="bold")
@@ -107,7 +108,9 @@ def _curves(figure: Figure, findings: Findings) -> None:
     steps = range(1, len(losses[OURS]) + 1)
     upper.plot(steps, losses[UPSTREAM], color=COLOURS[UPSTREAM], linewidth=3.2, alpha=0.75, label=UPSTREAM)
     upper.plot(steps, losses[OURS], color=COLOURS[OURS], linewidth=1.4, linestyle=(0, (4, 2)), label=OURS)
-    upper.legend(frameon=False, loc="upper right")
+    # Above the axes, where no curve is.
+    above: dict[str, Any] = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 0.97), "ncols": 2}
+    upper.legend(**above, fontsize=11)
     # Equal losses have no place on a logarithmic axis: they are drawn at half of float32's resolution.
     floor = float(np.finfo(np.float32).eps) / 2
     looks: dict[str, dict[str, Any]] = {
@@ -117,7 +120,7 @@ def _curves(figure: Figure, findings: Findings) -> None:
     for name, look in looks.items():
         lower.semilogy(steps, np.maximum(differences[name], floor), **look)
     lower.set_ylabel("relative\ndifference", color=FAINT)
-    lower.legend(frameon=False, loc="lower right", fontsize=11)
+    lower.legend(**above, fontsize=10)
     for axes in (upper, lower):
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.margins(x=0.01)

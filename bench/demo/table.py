@@ -72,9 +72,9 @@ def _row(label: str, values: dict[str, float], text: Callable[[float], str], les
     if ours == 0:
         verdict = "none left" if upstream else ""
     elif ours <= upstream:
-        verdict = f"{upstream / ours:.2f}x {less}"
+        verdict = f"{upstream / ours:.3g}x {less}"
     else:
-        verdict = f"{ours / upstream:.2f}x {more}" if upstream else ""
+        verdict = f"{ours / upstream:.3g}x {more}" if upstream else ""
     return Row(label, text(upstream), text(ours), verdict)
 
 

@@ -1,4 +1,4 @@
-"""What `python -m bench.mmse` measures: single tiles, and a whole noisy micrograph in overlapping tiles."""
+"""What `python -m bench.mmse` measures: images of several sizes, the largest in tiles, and a noisy micrograph."""
 
 import functools
 import statistics
@@ -15,7 +15,7 @@ from bench.measure.memory import peak_bytes
 from bench.measure.run_info import environment
 from bench.measure.timing import take_turns
 from bench.mmse.tiles import tiles
-from bench.mmse.ways import OURS, UPSTREAM, Way, build, ways
+from bench.mmse.ways import OURS, OVERLAP, PATCHED, TILE, UPSTREAM, Way, build, ways
 from bench.report.results import COLUMNS, MMSE, Table, rounded
 from bench.training.micrograph import NOISE_STD, Micrograph, load_micrograph, random_patches
 from bench.training.steps import Training
@@ -24,14 +24,13 @@ from ladder_kernels.predict import default_batch
 PATCH = 64
 # The image's model: a quarter of the default's weights, so that the whole takes minutes on two cores.
 SMALL = {"z_dims": [32] * 4, "encoder_n_filters": 32, "decoder_n_filters": 32}
-TILE, OVERLAP = 256, 64
 
 
 class Effort(NamedTuple):
-    """How much is measured: the samples of a tile, the rounds of each tile size, the image's samples and training."""
+    """How much is measured: the samples, the rounds of each size of image, the micrograph's samples and training."""
 
     samples: int = 16
-    rounds: tuple[tuple[int, int], ...] = ((64, 5), (256, 2))
+    rounds: tuple[tuple[int, int], ...] = ((64, 5), (256, 2), (1024, 1))
     image_samples: int = 8
     steps: int = 100
     mirrored: bool = True
@@ -48,20 +47,23 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-def time_tiles(effort: Effort, device: torch.device, results: Path) -> Iterator[dict[str, Any]]:
-    """Every way on one tile of each size, with the default model; each row is yielded once it is in the table."""
+def time_images(effort: Effort, device: torch.device, results: Path) -> Iterator[dict[str, Any]]:
+    """Every way on an image of each size, with the default model; each row is yielded once it is in the table."""
     table, machine = Table(results, COLUMNS[MMSE]), environment(device)
-    for tile, rounds in effort.rounds:
-        x = torch.randn(1, 1, tile, tile, device=device)
-        runs = ways(lambda: build({}, PATCH).to(device), tile)
+    for side, rounds in effort.rounds:
+        x = torch.randn(1, 1, side, side, device=device)
+        runs = ways(lambda: build({}, PATCH).to(device), side)
+        if side > TILE:  # minutes, which tell nothing that one tile does not
+            del runs[PATCHED]
         seconds, cpu = _times(runs, x, effort.samples, rounds)
         for name, way in runs.items():
-            peak = peak_bytes(functools.partial(way, x, samples=effort.samples), device)
+            # Of memory two samples tell as much, if one is no batch.
+            peak = peak_bytes(functools.partial(way, x, samples=2 if side > TILE else effort.samples), device)
             row = {
                 "way": name,
-                "tile": tile,
+                "side": side,
                 "samples": effort.samples,
-                "batch": default_batch(x) if name == OURS else 1,
+                "batch": default_batch((min(side, TILE),) * 2, device) if name == OURS else 1,
                 "rounds": rounds,
                 "median_s": rounded(statistics.median(seconds[name])),
                 "min_s": rounded(min(seconds[name])),
@@ -71,6 +73,7 @@ def time_tiles(effort: Effort, device: torch.device, results: Path) -> Iterator[
             }
             table.add(row | machine)
             yield row
+    table.done()
 
 
 def _times(
@@ -104,7 +107,7 @@ def micrograph(effort: Effort) -> Micrograph:
 
 
 def denoise(image: Micrograph, effort: Effort, device: torch.device) -> dict[str, Estimate]:
-    """Train the small model, then upstream's loop and ours on every tile, one after the other, with other noise."""
+    """Train the small model, then upstream's loop and ours on the whole image, with other noise."""
     weights = _trained(image, effort.steps, device).state_dict()
 
     def make_model() -> Any:
@@ -112,23 +115,26 @@ def denoise(image: Micrograph, effort: Effort, device: torch.device) -> dict[str
         model.load_state_dict(weights)
         return model
 
-    both = {name: way for name, way in ways(make_model, TILE).items() if name in (UPSTREAM, OURS)}
-    normalised = image.normalised()
-    found = {name: (torch.empty_like(normalised), torch.empty_like(normalised)) for name in both}
-    seconds = dict.fromkeys(both, 0.0)
+    x, scale = image.normalised()[None, None].to(device), image.noisy.std()
+    both = {name: way for name, way in ways(make_model, max(x.shape)).items() if name in (UPSTREAM, OURS)}
     calls = {name: functools.partial(way, samples=effort.image_samples) for name, way in both.items()}
     torch.manual_seed(0)
-    height, width = normalised.shape
-    where = list(tiles(height, width, TILE, OVERLAP))
-    # Without a terminal there is nobody to watch a bar.
-    for tile in tqdm(where, desc="tiles", disable=None):
-        x = normalised[tile.whole][None, None].to(device)
-        for turn in take_turns(calls, [x], device):
-            seconds[turn.name] += turn.seconds
-            for part, target in zip(turn.result, found[turn.name], strict=True):
-                tile.place(part[0, 0].cpu(), target)
-    scale = image.noisy.std()
-    return {name: Estimate(image.restored(mean), std * scale, seconds[name]) for name, (mean, std) in found.items()}
+    found = {}
+    for turn in take_turns(calls, [x], device):
+        mean, std = (each[0, 0].cpu() for each in turn.result)
+        found[turn.name] = Estimate(image.restored(mean), std * scale, turn.seconds)
+    return found
+
+
+def jump_across_cuts(image: Tensor) -> float:
+    """How much neighbouring pixels of an image (H, W) differ where upstream's loop cuts tiles, relative to all."""
+    ratios = []
+    for dim, size in enumerate(image.shape):
+        cuts = [tile.kept[0].start - 1 for tile in tiles(size, TILE, TILE, OVERLAP) if tile.kept[0].start > 0]
+        steps = image.diff(dim=dim).abs()
+        if cuts:
+            ratios.append(steps.index_select(dim, torch.tensor(cuts)).mean() / steps.mean())
+    return torch.stack(ratios).mean().item() if ratios else 1.0
 
 
 def _trained(image: Micrograph, steps: int, device: torch.device) -> Any:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import Tensor
-
 
 class Tile(NamedTuple):
     """Where a tile lies in the image, and the part of it that is kept: slices of rows and columns."""
@@ -13,10 +11,6 @@ class Tile(NamedTuple):
     kept: tuple[slice, slice]
     inner: tuple[slice, slice]
     """`kept` in the tile's own coordinates."""
-
-    def place(self, prediction: Tensor, image: Tensor) -> None:
-        """Write the kept part of the tile's prediction into the image (H, W)."""
-        image[self.kept] = prediction[self.inner]
 
 
 def tiles(height: int, width: int, side: int, overlap: int) -> Iterator[Tile]:

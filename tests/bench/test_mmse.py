@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bench.mmse import __main__ as mmse
-from bench.mmse import run
-from bench.mmse.run import Effort, Estimate, difference
+from bench.mmse import run, ways
+from bench.mmse.run import Effort, Estimate, difference, jump_across_cuts
 from bench.mmse.tiles import tiles
 from bench.mmse.ways import OURS, PATCHED, UPSTREAM
 from bench.training.micrograph import Micrograph
@@ -21,17 +21,18 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = torch.rand(96, 112, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(mmse, "QUICK", LITTLE)
     monkeypatch.setattr(mmse, "micrograph", lambda effort: Micrograph(clean, clean + 0.1 * torch.randn_like(clean)))
-    monkeypatch.setattr(run, "TILE", 64)
-    monkeypatch.setattr(run, "OVERLAP", 32)
+    for module in (run, ways):
+        monkeypatch.setattr(module, "TILE", 64)
+        monkeypatch.setattr(module, "OVERLAP", 32)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (100, 131), (64, 200)])
 def test_tiles_put_the_image_together_again(height: int, width: int) -> None:
     image, copy = torch.rand(height, width), torch.full((height, width), float("nan"))
     for tile in tiles(height, width, 64, 32):
-        piece = image[tile.whole].clone()
+        piece = image[tile.whole]
         assert piece.shape == (64, 64)
-        tile.place(piece, copy)
+        copy[tile.kept] = piece[tile.inner]
     assert torch.equal(copy, image)
 
 
@@ -53,6 +54,14 @@ def test_it_writes_a_row_for_every_way_and_the_figure(tmp_path: Path, capsys: py
     assert all(float(row["median_s"]) > 0 and float(row["peak_mib"]) > 0 for row in rows)
     assert (tmp_path / mmse.FIGURE).stat().st_size > 10_000
     assert "differ by" in capsys.readouterr().out
+
+
+def test_a_seam_is_seen_where_tiles_are_cut() -> None:
+    image = torch.rand(448, 448, generator=torch.Generator().manual_seed(0))
+    assert jump_across_cuts(image) == pytest.approx(1, abs=0.1)
+    image[224:] += 1
+    image[:, 224:] += 1
+    assert jump_across_cuts(image) > 2
 
 
 def test_means_of_the_same_distribution_differ_by_what_is_expected() -> None:
