@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples mmse test versions bench peers train lint types audit hostcost wheels plots readme info cuda sanitize fresh dist clean
+.PHONY: help demo examples mmse test versions bench train lint types audit hostcost wheels plots readme info cuda gpu sanitize fresh dist clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer. GCC's C++ library is loaded early as
 # well, or the sanitizer misses torch's exceptions; Python itself leaks by design.
@@ -44,11 +44,8 @@ test: $(INSTALLED)  ## run the test suite; ARGS="-k philox"
 versions: $(INSTALLED)  ## tests with other Pythons, PyTorches, Tritons and CAREamics: noxfile.py. ARGS=--list
 	$(BIN)/python -m nox $(ARGS)
 
-bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS=--quick
+bench: $(INSTALLED)  ## time every kernel beside upstream, writes bench/results/<machine>-<date>.csv; ARGS="-k level"
 	$(BIN)/python -m pytest bench -r fE --benchmark-columns=median,iqr,rounds --benchmark-sort=name $(ARGS)
-
-peers: $(INSTALLED)  ## other VAEs' own step beside ours: agreement and time; ARGS=--quick
-	$(BIN)/python -m bench.peers $(ARGS)
 
 lint: $(INSTALLED)  ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -61,7 +58,7 @@ audit: cuda  ## what the GPU kernels cost, read from their machine code; needs n
 	$(BIN)/python -m bench.audit $(ARGS)
 
 hostcost: $(INSTALLED)  ## microseconds a tiny step takes, upstream and every backend; needs no GPU. ARGS=--quick
-	$(BIN)/python -m bench.audit.host_cost $(ARGS)
+	$(BIN)/python -m bench.hostcost $(ARGS)
 
 cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_ARCH_LIST="9.0"; without it 8.0, 9.0, 10.0
 	LADDER_KERNELS_BUILD_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
@@ -91,8 +88,8 @@ dist: $(INSTALLED)  ## out/dist: an sdist and a wheel with the CPU's kernels, tr
 plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
 	$(BIN)/python -m bench.report.figures $(ARGS)
 
-readme: $(INSTALLED)  ## write the README's tables from bench/results. ARGS=--check compares, figures too
-	$(BIN)/python -m bench.report.readme $(ARGS)
+readme: $(INSTALLED)  ## write the tables of README and docs/performance.md from bench/results. ARGS=--check compares
+	$(BIN)/python -m bench.report.pages $(ARGS)
 
 train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
 	$(BIN)/python -m bench.training $(ARGS)
@@ -101,15 +98,46 @@ mmse: $(INSTALLED)  ## mean and spread of many predictions of a micrograph, upst
 	$(BIN)/python -m bench.mmse $(ARGS)
 
 WHEEL_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
-wheels: $(INSTALLED)  ## out/wheels: what a GPU machine without a network lacks beside torch (Python 3.12, x86-64)
+wheels: $(INSTALLED)  ## out/wheels: what CAREamics needs on a GPU machine without a network (Python 3.12, x86-64)
 	rm -rf out/wheels
-	cut -d' ' -f2 bench/gpu/wheels.txt | xargs $(BIN)/python -m pip download --quiet --disable-pip-version-check \
-	  --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(WHEEL_PLATFORMS:%=--platform %) \
-	  -c constraints.txt -d out/wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+	  --implementation cp $(WHEEL_PLATFORMS:%=--platform %) -c constraints.txt -d out/wheels -r bench/wheels.txt
 	@du -sh out/wheels
+
+# What fails or takes longer than its seconds stops nothing; ten minutes at most in all, the most valuable first. It needs
+# torch in PYTHON, and no network: CAREamics comes from out/wheels where it is not installed. Without gradcheck: in float64,
+# for every combination of gradients, Triton compiles some 1500 kernels.
+OUT ?= out/gpu
+DEVICE ?= cuda
+AT_MOST := timeout --signal=INT --kill-after=10
+HERE = env PYTHONPATH=$(CURDIR)/out/site:$(CURDIR) $(PYTHON)
+TO = >>$(OUT)/log.txt 2>&1
+SMALL = $(if $(filter cpu,$(DEVICE)),--batch 1 --patch 32 --rounds 2)
+SANITIZER := PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(AT_MOST) 40 compute-sanitizer --error-exitcode 1
+STEP_TESTS := $(patsubst %,tests/test_%.py,cuda_graph functional gradients layouts extremes noise)
+PYTEST = $(HERE) -m pytest -q -p no:cacheprovider --tb=short --maxfail=40 $(if $(filter cuda,$(DEVICE)),-n 8)
+gpu:  ## all that needs a GPU, with the PYTHON that is there, into OUT=out/gpu; DEVICE=cpu rehearses it
+	mkdir -p $(OUT)
+	-test ! -d out/wheels || $(PYTHON) -m pip install --quiet --no-index --no-deps --target out/site out/wheels/*.whl $(TO)
+	-$(AT_MOST) 20 $(HERE) -m ladder_kernels.info $(TO)
+ifeq ($(DEVICE),cuda)
+	-LADDER_KERNELS_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(AT_MOST) 100 $(PYTHON) setup.py --quiet build_ext --inplace $(TO)
+	-$(AT_MOST) 100 $(PYTEST) -k "triton and not gradcheck and not subset" $(STEP_TESTS) tests/test_triton.py $(TO)
+	-$(AT_MOST) 60 $(PYTEST) -k "cuda and not cpp" $(STEP_TESTS) tests/test_cuda_build.py $(TO)
+else
+	-$(AT_MOST) 60 $(PYTEST) -k "known_answer or lanes" tests/test_noise.py $(TO)
+endif
+	-$(AT_MOST) 130 $(HERE) -m pytest bench -q --quick --device $(DEVICE) --results $(OUT)/kernels.csv $(TO)
+	-$(AT_MOST) 90 $(HERE) -m bench.training --quick --device $(DEVICE) --results $(OUT)/train.csv $(SMALL) $(TO)
+ifeq ($(DEVICE),cuda)
+	-$(SANITIZER) --tool memcheck $(HERE) -m tests.sanitizer_calls $(TO)
+	-$(SANITIZER) --tool racecheck $(HERE) -m tests.sanitizer_calls $(TO)
+else
+	-$(AT_MOST) 30 $(HERE) -m tests.sanitizer_calls torch $(TO)
+endif
 
 info: $(INSTALLED)  ## versions, devices, and which backend is usable or why not
 	$(BIN)/python -m ladder_kernels.info
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out *.egg-info

@@ -115,7 +115,7 @@ def dist(session: nox.Session) -> None:
     # Of a copy, so that nothing is left in the clone.
     sources = Path(session.create_tmp()).resolve() / "sources"
     shutil.rmtree(sources, ignore_errors=True)
-    left_out = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "*.so")
+    left_out = shutil.ignore_patterns(".*", "out", "*.egg-info", "*.so")
     shutil.copytree(ROOT, sources, ignore=left_out)
     session.chdir(sources)
     session.run("python", "-m", "build", "--outdir", str(folder), env={"LADDER_KERNELS_BUILD_CPU": "1"})

@@ -175,4 +175,8 @@ class PlatformWheel(bdist_wheel):
 
 
 libraries = [library for library in (cuda_library(), cpu_library()) if library is not None]
-setup(ext_modules=libraries, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlatformWheel})
+setup(
+    ext_modules=libraries,
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlatformWheel},
+    options={"build": {"build_base": "out/build"}},
+)

@@ -1,51 +1,23 @@
-"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps.
-
-Importable even where CAREamics as a whole is not: `import careamics` brings readers, plotting and trainers, and a
-hundred megabytes of packages with them. The model needs none of that, so on a machine that lacks some of it the
-packages' own `__init__` are left out; the modules that define the model and its loss are the installed ones either way.
-"""
+"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps."""
 
 import contextlib
 import copy
 import importlib
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from careamics.config.architectures.lvae_config import LVAEConfig
+from careamics.config.losses.loss_config import LVAELossConfig
+from careamics.losses.lvae import lvae_losses as losses
+from careamics.models.lvae.likelihoods import GaussianLikelihood
+from careamics.models.lvae.lvae import LadderVAE
+from careamics.models.lvae.stochastic import NormalStochasticBlock
 from torch import Tensor, nn
 
-_PACKAGES = ("careamics", "careamics.config", "careamics.models")
-
-
-def _import_without_init() -> None:
-    """Put packages into sys.modules that know where their modules are, and nothing else."""
-    spec = importlib.util.find_spec("careamics")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("CAREamics is not installed; run: pip install careamics", name="careamics")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "careamics"]:
-        del sys.modules[name]
-    for name in _PACKAGES:
-        package = ModuleType(name)
-        package.__path__ = ["/".join((folder, *name.split(".")[1:])) for folder in spec.submodule_search_locations]
-        sys.modules[name] = package
-
-
-try:
-    importlib.import_module("careamics")
-except Exception:  # not only ImportError: a package may be there in a version that its import cannot bear
-    _import_without_init()
-
-LVAEConfig = importlib.import_module("careamics.config.architectures.lvae_config").LVAEConfig
-NormalStochasticBlock = importlib.import_module("careamics.models.lvae.stochastic").NormalStochasticBlock
-LadderVAE = importlib.import_module("careamics.models.lvae.lvae").LadderVAE
-GaussianLikelihood = importlib.import_module("careamics.models.lvae.likelihoods").GaussianLikelihood
-LVAELossConfig = importlib.import_module("careamics.config.losses.loss_config").LVAELossConfig
-losses = importlib.import_module("careamics.losses.lvae.lvae_losses")
+from tests.careamics_models import noise_model_likelihood
 
 ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
 LEVELS = len(ARCHITECTURE["z_dims"])
@@ -57,21 +29,32 @@ LOGVAR_LOWERBOUND = -5.0  # LadderVAE's own, which it leaves to the likelihood
 Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor] | None]
 
 
-def build_model(patch: int, *, analytical_kl: bool = False, seed: int = 0) -> nn.Module:
-    """A LadderVAE for square patches; the same seed gives the same weights."""
+def build_model(patch: int, *, channels: int = 1, analytical_kl: bool = False, seed: int = 0) -> Any:
+    """A LadderVAE for square patches; the same seed gives the same weights.
+
+    Of more channels it is denoiSplit's: without log-variances, and with a noise model for each channel.
+    """
     torch.manual_seed(seed)
-    return LadderVAE(**ARCHITECTURE | {"input_shape": (patch, patch), "analytical_kl": analytical_kl})
+    options = {"input_shape": (patch, patch), "analytical_kl": analytical_kl, "output_channels": channels}
+    if channels == 1:
+        return LadderVAE(**ARCHITECTURE | options)
+    model = LadderVAE(**ARCHITECTURE | options | {"predict_logvar": None})
+    model.noise_model = noise_model_likelihood(ARCHITECTURE | options)
+    return model
 
 
-def build_loss(kl_weight: float = 1.0) -> Loss:
-    """CAREamics' HDN loss with a Gaussian likelihood, as `loss(model's outputs, targets)`; None where it is NaN."""
-    likelihood, config = _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
-    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, likelihood, None)
+def build_loss(kl_weight: float = 1.0, noise_model: nn.Module | None = None) -> Loss:
+    """CAREamics' HDN loss as `loss(model's outputs, targets)`; None where it is NaN.
+
+    With a Gaussian likelihood, or that of a noise model: then it is denoiSplit's, too.
+    """
+    gaussian, config = None if noise_model else _likelihood(), LVAELossConfig(loss_type="hdn", kl_weight=kl_weight)
+    return lambda outputs, targets: losses.hdn_loss(outputs, targets, config, gaussian, noise_model)
 
 
-def build_unchecked_loss(kl_weight: float = 1.0) -> Loss:
+def build_unchecked_loss(kl_weight: float = 1.0, noise_model: nn.Module | None = None) -> Loss:
     """The same number without `hdn_loss`'s tests for NaN, for which the host waits: a CUDA graph cannot hold those."""
-    likelihood = _likelihood()
+    likelihood = noise_model or _likelihood()
 
     def loss(outputs: tuple[Tensor, dict[str, Any]], targets: Tensor) -> dict[str, Tensor]:
         prediction, data = outputs

@@ -44,9 +44,7 @@ def default_device() -> torch.device:
 def check_patch(parser: Parser, patch: int, multiple: int, image_side: int) -> None:
     """Ends the program unless upstream's model can train on such patches of the image."""
     if patch % multiple:
-        parser.error(
-            f"argument --patch: must be a multiple of {multiple}, or upstream's block cannot train; got {patch}"
-        )
+        parser.error(f"argument --patch: must be a multiple of {multiple}, or upstream cannot train; got {patch}")
     if patch > image_side:
         parser.error(f"argument --patch: does not fit in the image, whose side is {image_side}; got {patch}")
 

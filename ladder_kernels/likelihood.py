@@ -78,7 +78,8 @@ def mixture_log_likelihood(
     """
     _check(x, signal, weight)
     given = (min_signal, max_signal, min_sigma, tolerance, 0.0 if mean is None else mean, 1.0 if std is None else std)
-    rows = [_row(name, value, x) for name, value in zip(torch_backend.CONSTANTS, given, strict=True)]
+    dtype = compute_dtype(x, signal)
+    rows = [_row(name, value, x, dtype) for name, value in zip(torch_backend.CONSTANTS, given, strict=True)]
     # One stack of single numbers, which on a GPU is one launch for all of them.
     constants = torch.stack([each for row in rows for each in row]).view(len(rows), x.shape[1])
     return run(x, signal, weight.expand(x.shape[1], -1, -1), constants)
@@ -232,9 +233,9 @@ def _check(x: Tensor, signal: Tensor, weight: Tensor) -> None:
         raise ValueError(f"weight must be ({x.shape[1]} or 1 channels, 3 * components, coefficients), got {shape}")
 
 
-def _row(name: str, value: PerChannel, x: Tensor) -> Sequence[Tensor]:
+def _row(name: str, value: PerChannel, x: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
     """A constant as a tensor of no dims for every channel."""
-    channels, dtype = x.shape[1], compute_dtype(x)
+    channels = x.shape[1]
     values = value.reshape(-1).unbind() if isinstance(value, Tensor) else value
     if not isinstance(values, Sequence):
         values = (values,)

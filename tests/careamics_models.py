@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from careamics.config import LVAELossConfig
@@ -149,7 +149,7 @@ def upstreams_prior_trains() -> bool:
     """
     at_the_bound = torch.zeros((), requires_grad=True)
     torch.clip(at_the_bound, min=0).backward()
-    return at_the_bound.grad == 1
+    return bool(at_the_bound.grad == 1)
 
 
 def noise_model_likelihood(config: dict[str, Any]) -> NoiseModelLikelihood:
@@ -226,7 +226,7 @@ def tensors(td_data: dict[str, Any]) -> dict[str, Tensor]:
     return {k: v if isinstance(v, Tensor) else v.get() for k, v in found.items() if v is not None}
 
 
-def patched(model: LadderVAE, rng: str = "torch", **block_options: Any) -> LadderVAE:
+def patched(model: LadderVAE, rng: Literal["torch", "philox"] = "torch", **block_options: Any) -> LadderVAE:
     """With upstream's noise, which every backend takes."""
     patch_model(model, rng=rng, **block_options)
     assert runs_fused(model), "a block was left unpatched"

@@ -14,9 +14,9 @@ import traceback
 
 import torch
 
-from bench.audit.fake_gpu import TARGETS, install
 from ladder_kernels.backends.step import Step, StepGrads, compute_dtype
 from ladder_kernels.variance import KINDS
+from tests.fake_gpu import TARGETS, install
 from tests.maps import MAPS
 from tests.pairwise import Row, covering_rows
 

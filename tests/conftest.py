@@ -44,10 +44,12 @@ BACKENDS = ("torch", "cpp", "triton")
 if DEVICE.type == "cuda" and native.find("cuda")[1] is None:
     BACKENDS += ("cuda",)
 # What torch finds out once it finds out now, before `_poison` replaces some of it: which functions make tensors on the
-# default device, and which are torch's own, the only ones that Dynamo traces.
+# default device, and which are torch's own, the only ones that Dynamo traces. A new process group would have it find
+# the latter out again.
 with DEVICE:
     torch.zeros(())
-trace_rules.get_torch_obj_rule_map()
+_FUNCTIONS_OF_TORCH = trace_rules.get_torch_obj_rule_map()
+trace_rules.get_torch_obj_rule_map = functools.cache(lambda: _FUNCTIONS_OF_TORCH)
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +105,16 @@ def interpreted(backend: str) -> bool:
     return backend == "triton" and not torch.cuda.is_available()
 
 
+@contextlib.contextmanager
+def serving(backend: str) -> Iterator[None]:
+    """A backend serves, with all tensors on the GPU if there is one."""
+    on_gpu = DEVICE.type == "cuda" and backend != "cpp"
+    with use_backend(backend), DEVICE if on_gpu else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on one backend after the other, with all its tensors on the GPU if there is one."""
-    on_gpu = DEVICE.type == "cuda" and request.param != "cpp"
-    with use_backend(request.param), DEVICE if on_gpu else contextlib.nullcontext():
+    """Runs the test on one backend after the other."""
+    with serving(request.param):
         yield request.param

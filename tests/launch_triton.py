@@ -13,10 +13,10 @@ from unittest.mock import patch
 
 import torch
 
-from bench.audit.fake_gpu import TARGETS, FakeDriver, install
 from ladder_kernels.backends import triton as backend
 from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.backends.triton import launch, settings
+from tests.fake_gpu import TARGETS, FakeDriver, install
 
 Call = Callable[[], Any]
 STEP = Step("seed", window=(0, 1, 0, 1))

@@ -8,6 +8,7 @@ from careamics.models.lvae.stochastic import NormalStochasticBlock as UpstreamBl
 
 from ladder_kernels import NormalStochasticBlock
 from tests.oracle import assert_as_exact_as_plain
+from tests.pairwise import covering_rows
 
 C_IN, C_VARS, C_OUT = 6, 4, 5
 KL_KEYS = ("kl_elementwise", "kl_samplewise", "kl_samplewise_restricted", "kl_spatial", "kl_channelwise")
@@ -116,12 +117,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("analytical_kl", [False, True], ids=["mc", "analytic"])
-@pytest.mark.parametrize("naive", [False, True], ids=["stable", "naive"])
-@pytest.mark.parametrize("var_clip_max", [None, 20.0, -0.3])
+CHOICES = {
+    "case": tuple(CASES),
+    "analytical_kl": (False, True),
+    "naive": (False, True),
+    "var_clip_max": (None, 20.0, -0.3),
+}
+ROWS = [tuple(row[name] for name in CHOICES) for row in covering_rows(CHOICES, lambda row: True)]
+
+
+@pytest.mark.parametrize(tuple(CHOICES), ROWS)
 def test_training(backend, case, analytical_kl, naive, var_clip_max):
-    settings, shapes = case
+    settings, shapes = CASES[case]
     given = inputs(**shapes, transform_p_params=settings.get("transform_p_params", True))
     settings = {**settings, "use_naive_exponential": naive}
     compare(settings, given, analytical_kl=analytical_kl, var_clip_max=var_clip_max)

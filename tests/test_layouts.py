@@ -29,8 +29,8 @@ def test_every_memory_layout(backend, q_layout, p_layout):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_crop_whose_rows_end_inside_of_what_a_backend_takes_at_a_time(backend, memory_format):
-    wide = torch.randn(1, 4, 72, 50).contiguous(memory_format=memory_format)
-    crop, dense = wide[:, :, 1:71, 2:47], wide[:, :, 1:71, 2:47].clone(memory_format=memory_format)
+    wide = torch.randn(1, 4, 32, 50).contiguous(memory_format=memory_format)
+    crop, dense = wide[:, :, 1:31, 2:47], wide[:, :, 1:31, 2:47].clone(memory_format=memory_format)
     assert crop.stride() != dense.stride()
     results = []
     for leaf in (crop.detach().requires_grad_(), dense.requires_grad_()):

@@ -7,12 +7,13 @@ import torch
 from careamics.config.noise_model import GaussianMixtureNMConfig
 from careamics.models.lvae.likelihoods import NoiseModelLikelihood
 from careamics.models.lvae.noise_models import GaussianMixtureNoiseModel, MultiChannelNoiseModel
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vmap
 
-from ladder_kernels import mixture_log_likelihood, use_backend
+from ladder_kernels import mixture_log_likelihood
 from ladder_kernels.likelihood import run as run_table
 from tests import oracle
-from tests.conftest import interpreted
+from tests.conftest import interpreted, serving
 
 NAMES = ("x", "signal", "weight")
 # Signals from below the range to above it, variances some of which are at the smallest.
@@ -22,7 +23,8 @@ NORMALISED = {**CONSTANTS, "mean": [0.5, 0.1], "std": [1.5, 0.7]}
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
-    with use_backend(request.param):
+    """The backends that have it; what else serves takes one of theirs."""
+    with serving(request.param):
         yield request.param
 
 
@@ -82,9 +84,10 @@ def test_dtypes(backend, dtype):
     check(tensors(dtype=dtype), NORMALISED)
 
 
-def test_x_and_signal_in_different_dtypes(backend):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_x_and_signal_in_different_dtypes(backend, dtype):
     given = tensors()
-    check({**given, "signal": given["signal"].half()}, NORMALISED)
+    check({**given, "signal": given["signal"].to(dtype)}, NORMALISED)
 
 
 @pytest.mark.parametrize("signal_layout", LAYOUTS)
@@ -205,13 +208,16 @@ def test_nothing_is_kept_for_backward_but_the_inputs(backend):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_for_every_size(backend):
-    compiled = torch.compile(mixture_log_likelihood, dynamic=True, fullgraph=True)
-    for shape in ((2, 2, 4, 6), (3, 2, 8, 5)):
-        given, arriving = tensors(shape, n=1), torch.randn(shape)  # symbolic sizes take a compiler seconds a component
+def test_one_dynamic_graph_serves_every_batch_and_size(backend):
+    counter, counts = CompileCounterWithBackend("aot_eager"), []
+    compiled = torch.compile(mixture_log_likelihood, dynamic=True, fullgraph=True, backend=counter)
+    for shape in ((5, 2, 4, 6), (7, 2, 8, 9)):
+        given, arriving = tensors(shape), torch.randn(shape)
         ours = value_and_gradients(mixture_log_likelihood, given, NORMALISED, arriving)
         found = value_and_gradients(compiled, given, NORMALISED, arriving)
         torch.testing.assert_close(found, ours, rtol=1e-5, atol=1e-5)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,4 +1,4 @@
-"""Other VAEs as oracles: the real class of diffusers, and the formulas of `bench/peers/formulas.py`.
+"""Other VAEs as oracles: the real class of diffusers, and the formulas of `tests/peers.py`.
 
 torch.distributions is the oracle of every other test as well; here it meets each ready-made map.
 """
@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders import autoencoder_kl
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Upstream
 
-from bench.peers.formulas import PEERS
 from ladder_kernels import DiagonalGaussianDistribution, VarianceMap, normal_sample_kl
 from tests import oracle
 from tests.against_oracle import check
 from tests.inputs import options, packed, tensors
+from tests.peers import PEERS
 
 # An image and a video of odd sizes, whose channels are no power of two.
 SHAPES = {"image": (2, 3, 5, 7), "video": (2, 3, 3, 4, 5)}

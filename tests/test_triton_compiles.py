@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.audit.fake_gpu import TARGETS
 from tests.compile_triton import OPERATIONS, possible, rows
+from tests.fake_gpu import TARGETS
 from tests.pairwise import all_pairs, covering_rows, pairs
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,9 @@ from typing import Any
 from bench.audit.machine_code import KernelCost, nvidia_costs, run_tool
 from bench.audit.table import VALUES, Variant, row
 from ladder_kernels.backends.native import path_of
+from tests.pairwise import Row, covering_rows
 
+CHOICES = ("target", "kernel", "dtype")  # and up to three options
 TARGETS = {"sm_80", "sm_90", "sm_100"}
 # csrc/cuda/plan.h, vector_width: the elements of a thread in one turn of the loop.
 WIDTH = 8
@@ -54,24 +56,37 @@ def _target(cubin: str) -> str:
 
 
 def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str, Any]:
-    found = re.search(r"\d(forward|backward|sample|sums)_kernel", symbol)
+    kernel = re.search(r"\d(forward|backward|sample|sums)_kernel", symbol)
     dtype = re.search("|".join(DTYPES), symbol)
-    if found is None or dtype is None:
+    if kernel is None or dtype is None:
         raise ValueError(f"unknown kernel {symbol}")
-    direction = found.group(1)
+    direction, name = kernel[1], DTYPES[dtype[0]]
     one_p = direction == "backward" and re.search(r"ELb1EEEv", symbol) is not None
     path = re.search(r"OptionsILNS_4DrawE(\d)ELNS_2KLE(\d)ELNS_8VarianceE(\d)EEELb(\d)E", symbol)
     if path is None:
-        kernel = "backward, one p" if one_p else direction
-        return row(Variant("cuda", target, kernel, DTYPES[dtype.group()], ""), cost, None, 0, compiler)
+        return row(Variant("cuda", target, direction + ", one p" * one_p, name, ""), cost, None, 0, compiler)
     draw, kl, variance, p = map(int, path.groups())
     options = [("stable", "exp", "logstd", "softplus")[variance], ("noise", "latent", "mode")[draw]]
-    if direction != "sample":
+    if direction != "sample":  # which never has a KL; a forward pass without one is a block's prediction
         options.append("one p" if one_p else "p" if p else "no p")
-    # A sample never has a KL; a forward pass without one is a block's prediction.
-    kernel = direction if direction == "sample" else f"{direction} {('none', 'mc', 'analytic')[kl]}"
-    size = 4 if DTYPES[dtype.group()] == "float32" else 2
-    values = VALUES[direction] - (not p) * VALUES_OF_P[direction] + VALUES_OF_DRAW.get((direction, options[1]), 0)
-    variant = Variant("cuda", target, kernel, DTYPES[dtype.group()], ", ".join(options))
+        direction += f" {('none', 'mc', 'analytic')[kl]}"
+    values = VALUES[kernel[1]] - (not p) * VALUES_OF_P[kernel[1]] + VALUES_OF_DRAW.get((kernel[1], options[1]), 0)
+    size = values * (4 if name == "float32" else 2)
     # With one p for all samples, a turn of the loop begins anew with another sample.
-    return row(variant, cost, None if one_p else WIDTH, values * size, compiler)
+    latents = None if one_p else WIDTH
+    return row(Variant("cuda", target, direction, name, ", ".join(options)), cost, latents, size, compiler)
+
+
+def covering(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """So few of the rows that any two choices that meet in one of all rows meet in one of these."""
+    named = {tuple(row[field] for field in CHOICES) + _three(row["options"]): row for row in rows}
+    factors = {str(place): list(dict.fromkeys(values)) for place, values in enumerate(zip(*named, strict=True))}
+
+    def possible(some: Row) -> bool:
+        return any(all(choices[int(place)] == value for place, value in some.items()) for choices in named)
+
+    return [named[tuple(str(some[place]) for place in factors)] for some in covering_rows(factors, possible)]
+
+
+def _three(options: str) -> tuple[str, ...]:
+    return (*options.split(", "), "", "")[:3]

@@ -1,13 +1,13 @@
-"""The audit's rows about Triton: every variant that the block-size table can choose, compiled for four targets."""
+"""The audit's rows about Triton: compiled here, for GPUs that are not there."""
 
-import itertools
 import tempfile
 from typing import Any, Literal
 
-from bench.audit.fake_gpu import TARGETS, compiled_launches, install
 from bench.audit.machine_code import amd_cost, nvidia_costs
-from bench.audit.table import VALUES, Variant, row
+from bench.audit.table import BUDGETS_TARGET, VALUES, Variant, row
 from ladder_kernels.variance import KINDS, VarianceMap
+from tests.fake_gpu import TARGETS, compiled_launches, install
+from tests.pairwise import Factors, covering_rows
 
 # A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
 LATENT = (32, 128, 64, 64)
@@ -23,15 +23,17 @@ KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
 
 
 def variants() -> list[Variant]:
-    found = []
-    for target, kernel, dtype, layout in itertools.product(TARGETS, KERNELS, DTYPES, LAYOUTS):
-        prior = "no p" if kernel == "forward none" else "p"
-        found.append(Variant("triton", target, kernel, dtype, f"stable, philox, {prior}, {layout}"))
-    # The other maps differ in the formulas alone: where the budget is.
-    for kernel, dtype, kind in itertools.product(KERNELS, DTYPES[:2], KINDS[1:]):
-        if kernel.endswith(("mc", "analytic")):
-            found.append(Variant("triton", "sm_90", kernel, dtype, f"{kind}, philox, p, nchw"))
-    return found
+    """Every pair of choices on the target of the budgets, and once more on the others together."""
+    choices: Factors = {"kernel": KERNELS, "kind": KINDS, "dtype": DTYPES, "layout": LAYOUTS}
+    others = sorted(TARGETS.keys() - {BUDGETS_TARGET})
+    rows: list[Any] = [row | {"target": BUDGETS_TARGET} for row in covering_rows(choices, lambda row: True)]
+    rows += covering_rows({"target": others, **choices}, lambda row: True)
+    return [_variant(**row) for row in rows]
+
+
+def _variant(target: str, kernel: str, kind: str, dtype: str, layout: str) -> Variant:
+    p = "no p" if kernel in ("forward none", "sample") else "p"
+    return Variant("triton", target, kernel, dtype, f"{kind}, philox, {p}, {layout}")
 
 
 def audit(variant: Variant) -> dict[str, Any]:

@@ -34,14 +34,6 @@ class Case(NamedTuple):
         return torch.Size((self.batch, self.channels, *self.space)).numel()
 
     @property
-    def layout(self) -> str:
-        return "channels_last" if self.channels_last else "nchw"
-
-    @property
-    def kl(self) -> str:
-        return "none" if self.prediction else "analytic" if self.analytic else "mc"
-
-    @property
     def passes(self) -> tuple[str, ...]:
         return ("sample",) if self.prediction else ("forward", "backward", "step")
 
@@ -88,7 +80,6 @@ CASES = (
 
 
 def select(device: torch.device, *, quick: bool) -> list[Case]:
-    """The cases for a device."""
     return [case for case in CASES if device.type in case.devices and (case.quick or not quick)]
 
 

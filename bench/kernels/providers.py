@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -56,11 +55,8 @@ class Provider(NamedTuple):
 
     @contextlib.contextmanager
     def _context(self, case: Case) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(validation(self.validates))
-            if self.backend is not None:
-                stack.enter_context(use_backend(self.backend))
-            stack.enter_context(torch.set_grad_enabled(not case.prediction))
+        backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
+        with validation(self.validates), backend, torch.set_grad_enabled(not case.prediction):
             yield
 
 
@@ -107,22 +103,12 @@ def _upstream(case: Case) -> Forward:
     block = bare_block(case.channels, len(case.space), case.window or case.space[-1])
 
     def forward(inputs: Inputs) -> Any:
-        with _autocast(case, inputs):
-            _, data = block(
-                inputs.p,
-                inputs.q,
-                analytical_kl=case.analytic,
-                mode_pred=case.prediction,
-                var_clip_max=LOGVAR_MAX,
-            )
-        return data
+        # Upstream's 16-bit training: its convolutions give 16 bits, and autocast decides what follows.
+        options = {"analytical_kl": case.analytic, "mode_pred": case.prediction, "var_clip_max": LOGVAR_MAX}
+        with torch.autocast(inputs.q.device.type, case.dtype, enabled=case.dtype != torch.float32):
+            return block(inputs.p, inputs.q, **options)[1]
 
     return forward
-
-
-def _autocast(case: Case, inputs: Inputs) -> AbstractContextManager[Any]:
-    """Upstream's 16-bit training: its convolutions give 16 bits, and autocast decides what follows."""
-    return torch.autocast(inputs.q.device.type, case.dtype, enabled=case.dtype != torch.float32)
 
 
 def _upstream_compiled(case: Case) -> Forward:
@@ -141,27 +127,17 @@ def _upstream_compiled(case: Case) -> Forward:
 
 def _ours(noise: Literal["torch", "philox", "default"]) -> Callable[[Case], Forward]:
     def make(case: Case) -> Forward:
-        window, analytic = case.window, case.analytic
-
-        def source(q: Tensor) -> dict[str, Any]:
+        def forward(inputs: Inputs) -> Any:
+            given: dict[str, Any] = {"variance": VarianceMap("stable", raw_max=LOGVAR_MAX)}
             if noise == "philox":
-                return {"seed": draw_seed(q.device)}
-            return {} if noise == "default" else {"noise": torch.randn(latent_shape(q), device=q.device)}
+                given["seed"] = draw_seed(inputs.q.device)
+            elif noise == "torch":
+                given["noise"] = torch.randn(latent_shape(inputs.q), device=inputs.q.device)
+            if case.prediction:
+                return normal_sample(inputs.q, **given)
+            return normal_sample_kl(inputs.q, inputs.p, analytical_kl=case.analytic, window=case.window, **given)
 
-        def step(inputs: Inputs) -> Any:
-            return normal_sample_kl(
-                inputs.q,
-                inputs.p,
-                analytical_kl=analytic,
-                variance=VarianceMap("stable", raw_max=LOGVAR_MAX),
-                window=window,
-                **source(inputs.q),
-            )
-
-        def sample(inputs: Inputs) -> Any:
-            return normal_sample(inputs.q, variance=VarianceMap("stable", raw_max=LOGVAR_MAX), **source(inputs.q))
-
-        return sample if case.prediction else step
+        return forward
 
     return make
 

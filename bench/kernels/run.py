@@ -1,7 +1,6 @@
 """One case of the benchmark: every provider is checked and counted once, before any of its passes is timed."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +9,13 @@ from bench.audit.table import VALUES
 from bench.kernels.cases import GPU, Case, Inputs, make_inputs
 from bench.kernels.check import fault
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.measure import launches
+from bench.measure.launches import count_calls, count_launches
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Clock, Copying, Effort, Stages, Work, quantile, rounds_of, seconds_of
+from bench.measure.timing import Clock, Effort, Stages, Work, copying, quantile, rounds_of, seconds_of, spread
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line, rounded
 
 EFFORT = Effort(seconds=1, least=5, most=100)
 QUICK_EFFORT = Effort(seconds=0.3, least=5, most=50)
-EAGER, GRAPH = "eager", "graph"
 MOST_SETS = 64
 
 Row = dict[str, Any]
@@ -27,9 +25,9 @@ Row = dict[str, Any]
 class Counts(NamedTuple):
     """Of one pass of a provider; None where nothing could be counted."""
 
-    peak_bytes: int | None = None
+    peak_mib: float | None = None
     """Beyond the inputs; measured on GPUs only."""
-    kept_bytes: int | None = None
+    kept_mib: float | None = None
     launches: int | None = None
     """GPU: kernels. CPU: calls of torch's dispatcher."""
     synchronisations: int | None = None
@@ -57,12 +55,22 @@ class CaseRun:
             sets = input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
         self.case, self._device, self._effort, self._clock = case, device, effort, clock
         self._inputs = [make_inputs(case, device, seed) for seed in range(sets)]
-        self._bandwidths: dict[tuple[int, str], float] = {}
-        self.eager = {provider.name: self._enter(provider) for provider in providers}
+        self._bandwidths: dict[int, float] = {}
+        self.entries = {provider.name: self._enter(provider) for provider in providers}
 
-    def entry(self, provider: str, mode: str) -> Entry | Row:
-        """What is to be timed, or the row that says why nothing is."""
-        return (self.graphs if mode == GRAPH else self.eager)[provider]
+    def _enter(self, provider: Provider) -> Entry | Row:
+        reason = provider.unavailable(self.case, self._device)
+        if reason is not None:
+            return self._row(provider, SKIPPED, reason=reason)
+        try:
+            # Made once: another one of a compiled function would be compiled again.
+            stages = provider.stages(self.case)
+            reason = fault(provider, stages, self.case, self._inputs[0])
+            if reason is not None:
+                return self._row(provider, WRONG, reason=reason)
+            return Entry(provider, stages, count(provider, stages, self._inputs[0]))
+        except Exception as error:  # a provider may raise anything, a compiler most of all
+            return self.failure(provider, error)
 
     def work(self, entry: Entry, pass_name: str) -> Work:
         """A pass as what is timed, on one set of inputs after the other."""
@@ -71,87 +79,36 @@ class CaseRun:
     def rounds(self, work: Work) -> int:
         return rounds_of(work, self._clock, self._effort)
 
-    def result(self, entry: Entry, pass_name: str, mode: str, seconds: Iterable[float]) -> Row:
+    def result(self, entry: Entry, pass_name: str, seconds: Sequence[float]) -> Row:
         """The row of a pass whose rounds took `seconds`."""
         size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
-        seconds = [each / entry.stages.calls for each in seconds]
-        low, median, high = (quantile(seconds, q) for q in (0.2, 0.5, 0.8))
-        copied = self._copy_bandwidth(size, mode)
-        return self._row(
-            entry.provider,
-            mode,
-            OK,
-            **{"pass": pass_name, "bytes": size, "rounds": len(seconds)},
-            **{"median_us": rounded(1e6 * median), "p20_us": rounded(1e6 * low), "p80_us": rounded(1e6 * high)},
-            gb_per_s=rounded(1e-9 * size / median),
-            copy_gb_per_s=rounded(1e-9 * copied),
-            copy_share=rounded(size / median / copied),
-            peak_mib=_mebibytes(counts.peak_bytes),
-            kept_mib=_mebibytes(counts.kept_bytes),
-            launches=counts.launches,
-            synchronisations=counts.synchronisations,
-        )
+        speed, copied = size / quantile(seconds, 0.5), self._copy_bandwidth(size)
+        cells = {"pass": pass_name, "bytes": size, "rounds": len(seconds), **spread(seconds, "us"), **counts._asdict()}
+        shares = {"gb_per_s": 1e-9 * speed, "copy_gb_per_s": 1e-9 * copied, "copy_share": speed / copied}
+        return self._row(entry.provider, OK, **cells, **{name: rounded(value) for name, value in shares.items()})
 
-    def failure(self, provider: Provider, mode: str, error: Exception) -> Row:
+    def failure(self, provider: Provider, error: Exception) -> Row:
         """The row of what raised."""
-        return self._row(provider, mode, FAILED, reason=one_line(error))
+        return self._row(provider, FAILED, reason=one_line(error))
 
-    @functools.cached_property
-    def graphs(self) -> dict[str, Entry | Row]:
-        """The same as CUDA graphs, which some providers cannot be."""
-        # Compiled code last: least is known of what it does in a capture.
-        ordered = sorted(self.eager.items(), key=lambda item: isinstance(item[1], Entry) and item[1].provider.compiled)
-        return {name: self._capture(entry) if isinstance(entry, Entry) else entry for name, entry in ordered}
-
-    def _enter(self, provider: Provider) -> Entry | Row:
-        reason = provider.unavailable(self.case, self._device)
-        if reason is not None:
-            return self._row(provider, EAGER, SKIPPED, reason=reason)
-        try:
-            # Made once: another one of a compiled function would be compiled again.
-            stages = provider.stages(self.case)
-            reason = fault(provider, stages, self.case, self._inputs[0])
-            if reason is not None:
-                return self._row(provider, EAGER, WRONG, reason=reason)
-            return Entry(provider, stages, count(provider, stages, self._inputs[0]))
-        except Exception as error:  # a provider may raise anything, a compiler most of all
-            return self.failure(provider, EAGER, error)
-
-    def _capture(self, entry: Entry) -> Entry | Row:
-        waits = entry.counts[self.case.passes[-1]].synchronisations
-        if waits:
-            reason = f"waits for the device {waits} times, which no graph can"
-            return self._row(entry.provider, GRAPH, SKIPPED, reason=reason)
-        # The allocator's peak says nothing about a graph, which has its memory for good.
-        counts = {name: found._replace(peak_bytes=None) for name, found in entry.counts.items()}
-        try:
-            return Entry(entry.provider, launches.capture(entry.stages, self._inputs), counts)
-        except Exception as error:  # what cannot be captured raises many things
-            return self.failure(entry.provider, GRAPH, error)
-
-    def _row(self, provider: Provider, mode: str, status: str, **cells: Any) -> Row:
+    def _row(self, provider: Provider, status: str, **cells: Any) -> Row:
         case = self.case
         return {
             **{"case": case.name, "batch": case.batch, "channels": case.channels, "latents": case.latents},
             **{"space": "x".join(map(str, case.space)), "dtype": str(case.dtype).removeprefix("torch.")},
-            **{"layout": case.layout, "kl": case.kl},
-            **{"provider": provider.name, "pass": case.passes[-1], "mode": mode, "status": status},
+            "layout": "channels_last" if case.channels_last else "nchw",
+            "kl": "none" if case.prediction else "analytic" if case.analytic else "mc",
+            **{"provider": provider.name, "pass": case.passes[-1], "status": status},
             **cells,
         }
 
-    def _copy_bandwidth(self, size: int, mode: str) -> float:
+    def _copy_bandwidth(self, size: int) -> float:
         """Bytes per second of a copy that moves as many as a pass does, by the same clock; measured once."""
-        if (size, mode) not in self._bandwidths:
-            self._bandwidths[size, mode] = self._time_copy(size, mode)
-        return self._bandwidths[size, mode]
-
-    def _time_copy(self, size: int, mode: str) -> float:
-        stages = Copying(size, self._device, len(self._inputs)).stages()
-        if mode == GRAPH:
-            stages = launches.capture(stages, self._inputs)
-        work = Work(stages, "forward", self._inputs)
-        seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
-        return size * stages.calls / quantile(seconds, 0.5)
+        if size not in self._bandwidths:
+            work = Work(copying(size, self._device, len(self._inputs)), "forward", self._inputs)
+            seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
+            self._bandwidths[size] = size / quantile(seconds, 0.5)
+        return self._bandwidths[size]
 
 
 def input_sets(case: Case, l2_bytes: int) -> int:
@@ -185,22 +142,20 @@ def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Count
     def forward() -> None:
         results[:] = [stages.forward(inputs)]
 
-    def calls(run: Callable[[], Any]) -> tuple[int, int] | tuple[None, None]:
-        if gpu:
-            return launches.count_launches(run)
+    def calls(run: Callable[[], Any]) -> Sequence[int | None]:
         # On a CPU a compiled function does not go through the dispatcher.
-        return (None, None) if provider.compiled else launches.count_calls(run)
+        return count_launches(run) if gpu else (None, None) if provider.compiled else count_calls(run)
 
-    def peak(run: Callable[[], Any]) -> int | None:
-        return peak_bytes(run, inputs.q.device) if gpu else None
+    def peak(run: Callable[[], Any]) -> float | None:
+        return _mebibytes(peak_bytes(run, inputs.q.device)) if gpu else None
 
     with stages.context():
-        if stages.backward is None:
-            return {"sample": Counts(peak(lambda: stages.forward(inputs)), None, *calls(forward))}
-        backward = stages.backward
-        kept = bytes_kept(lambda: stages.forward(inputs))
         peak_forward = peak(lambda: stages.forward(inputs))
+        if stages.backward is None:
+            return {"sample": Counts(peak_forward, None, *calls(forward))}
+        backward = stages.backward
         peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
+        kept = _mebibytes(bytes_kept(lambda: stages.forward(inputs)))
         forward_calls = calls(forward)
         backward_calls = calls(lambda: backward(results.pop(), inputs))
     both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]

@@ -7,24 +7,21 @@ import pytest
 from bench.conftest import Session
 from bench.kernels.cases import Case
 from bench.kernels.providers import PROVIDERS
-from bench.kernels.run import EAGER, GRAPH, CaseRun, Entry
+from bench.kernels.run import CaseRun, Entry
 from bench.report.results import SKIPPED
 
 
 # Those that are compared run one after the other: whoever is listed first varies fastest.
 @pytest.mark.parametrize("provider", [provider.name for provider in PROVIDERS])
 @pytest.mark.parametrize("pass_name", ["forward", "backward", "step", "sample"])
-@pytest.mark.parametrize("mode", [EAGER, GRAPH])
-def test_pass(
-    benchmark: Any, session: Session, case_run: CaseRun, case: Case, provider: str, pass_name: str, mode: str
-) -> None:
-    entry = case_run.entry(provider, mode)
+def test_pass(benchmark: Any, session: Session, case_run: CaseRun, case: Case, provider: str, pass_name: str) -> None:
+    entry = case_run.entries[provider]
     if not isinstance(entry, Entry):
         session.add_once(entry)
         if entry["status"] == SKIPPED:
             pytest.skip(entry["reason"])
         pytest.fail(f"{entry['status']}: {entry['reason']}", pytrace=False)
-    benchmark.group = f"{case.name}, {pass_name}" + (f", graphs of {entry.stages.calls}" if mode == GRAPH else "")
+    benchmark.group = f"{case.name}, {pass_name}"
     benchmark.name = provider
     work = case_run.work(entry, pass_name)
     try:
@@ -32,7 +29,7 @@ def test_pass(
         with work.context():
             benchmark.pedantic(work.run, setup=work.prepare, teardown=work.drop, rounds=rounds, warmup_rounds=1)
     except Exception as error:
-        session.add_once(case_run.failure(entry.provider, mode, error))
+        session.add_once(case_run.failure(entry.provider, error))
         raise
     if benchmark.stats is not None:  # None with --benchmark-disable
-        session.add_once(case_run.result(entry, pass_name, mode, benchmark.stats.stats.data))
+        session.add_once(case_run.result(entry, pass_name, benchmark.stats.stats.data))

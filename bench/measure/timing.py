@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.report.results import rounded
+
 Clock = Callable[[], float]
 """Seconds, once all work is done that was asked for before."""
 
@@ -20,8 +22,6 @@ class Stages(NamedTuple):
     backward: Callable[[Any, Any], Any] | None = None
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     """Entered around all rounds, outside of what is timed."""
-    calls: int = 1
-    """How many calls each stage makes, on inputs of its own; more than 1 in a captured graph."""
 
 
 class Effort(NamedTuple):
@@ -73,22 +73,13 @@ def rounds_of(work: Work, clock: Clock, effort: Effort) -> int:
     return min(max(int(effort.seconds / max(seconds_of(work, clock), 1e-9)), effort.least), effort.most)
 
 
-class Copying:
-    """Copies as the measure of the bandwidth there is. Its buffers take turns, as the inputs do."""
-
-    def __init__(self, size: int, device: torch.device, sets: int) -> None:
-        count = max(size // 8, 1)  # float32, half read and half written
-        # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
-        self._buffers = [(torch.ones(count, device=device), torch.zeros(count, device=device)) for _ in range(sets)]
-
-    def stages(self) -> Stages:
-        turns: Iterator[Any] = itertools.cycle(self._buffers)
-
-        def copy(_: Any) -> None:
-            source, target = next(turns)
-            target.copy_(source)
-
-        return Stages(copy)
+def copying(size: int, device: torch.device, sets: int) -> Stages:
+    """Copies of `size` bytes, read and written, as the measure of the bandwidth there is; its buffers take turns."""
+    count = max(size // 8, 1)  # float32, half read and half written
+    # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
+    buffers = [(torch.zeros(count, device=device), torch.ones(count, device=device)) for _ in range(sets)]
+    turns = itertools.cycle(buffers)
+    return Stages(lambda _: torch.Tensor.copy_(*next(turns)))
 
 
 class Turn(NamedTuple):
@@ -107,11 +98,10 @@ def take_turns(
 ) -> Iterator[Turn]:
     """Every run once a round, timed until the device is done: a busy machine then slows all alike.
 
-    `rounds` are what all runs are given in each; `prepare(name, given)` comes before the clock starts. A run that is
-    taken out of `runs` has no more turns.
+    `rounds` are what all runs are given in each; `prepare(name, given)` comes before the clock starts.
     """
     for given in rounds:
-        for name, run in list(runs.items()):
+        for name, run in runs.items():
             prepare(name, given)
             synchronize(device)
             start = time.perf_counter()
@@ -135,7 +125,12 @@ def synchronised_seconds() -> float:
 def quantile(values: Sequence[float], q: float) -> float:
     """Interpolated linearly."""
     ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    low, part = divmod(q * (len(ordered) - 1), 1)
+    return ordered[int(low)] * (1 - part) + ordered[min(int(low) + 1, len(ordered) - 1)] * part
+
+
+def spread(seconds: Sequence[float], unit: str) -> dict[str, float]:
+    """The columns that tell of times: 20th percentile, median and 80th, in "us" or "ms"."""
+    scale = {"us": 1e6, "ms": 1e3}[unit]
+    at = {"p20": 0.2, "median": 0.5, "p80": 0.8}
+    return {f"{name}_{unit}": rounded(scale * quantile(seconds, q)) for name, q in at.items()}

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         image = micrograph(effort)
         estimates = denoise(image, effort, options.device)
     except KeyboardInterrupt:
-        print(f"interrupted; what there is lies in {results}", file=sys.stderr)
+        print("interrupted; the rows so far lie in out/bench, or where --results says", file=sys.stderr)
         return cli.INTERRUPTED
     draw(image, estimates, effort.image_samples, options.out / FIGURE)
     ours, upstream = estimates[OURS], estimates[UPSTREAM]

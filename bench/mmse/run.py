@@ -73,6 +73,7 @@ def time_images(effort: Effort, device: torch.device, results: Path) -> Iterator
             }
             table.add(row | machine)
             yield row
+    table.done()
 
 
 def _times(

@@ -1,4 +1,4 @@
-"""The tables of bench/results: their columns, written row by row, and read for the README.
+"""The tables of bench/results: their columns, written row by row, and read for the pages that show them.
 
 `<machine>-<date>.csv` holds the kernels, `<machine>-<date>-train.csv` the whole model, and so on: see COLUMNS.
 """
@@ -10,53 +10,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[1] / "results"
+GROWING = Path(__file__).parents[2] / "out" / "bench"  # where a table lies until it is whole
 OK, SKIPPED, FAILED, WRONG = "ok", "skipped", "failed", "wrong"
 """A row's status. Wrong: its results are; failed: it raised; skipped: it cannot run there."""
 UPSTREAM, COMPILED = "upstream", "upstream, compiled"
 
 # The kinds of file, by what follows the date in their name, and the columns of each.
-KERNELS, TRAINING, MMSE, PEERS, HOST_COST = "", "-train", "-mmse", "-peers", "-hostcost"
+KERNELS, TRAINING, MMSE, HOST_COST = "", "-train", "-mmse", "-hostcost"
 ENVIRONMENT = ("device", "threads", "torch", "triton", "careamics", "ladder_kernels", "commit", "date")
-COLUMNS = {
-    KERNELS: (
-        *("case", "provider", "pass", "mode", "status", "reason"),
-        *("batch", "channels", "space", "dtype", "layout", "kl", "latents"),
-        *("median_us", "p20_us", "p80_us", "rounds", "bytes", "gb_per_s", "copy_gb_per_s", "copy_share"),
-        *("peak_mib", "kept_mib", "launches", "synchronisations"),
-        *ENVIRONMENT,
-    ),
-    TRAINING: (
-        *("variant", "precision", "pass", "status", "reason", "batch", "patch"),
-        *("median_ms", "p20_ms", "p80_ms", "rounds", "steps_per_s", "peak_mib", "final_loss"),
-        *ENVIRONMENT,
-    ),
-    MMSE: (
-        *("way", "side", "samples", "batch", "rounds"),
-        *("median_s", "min_s", "cpu_s", "upstream_over_this", "peak_mib"),
-        *ENVIRONMENT,
-    ),
-    PEERS: (
-        *("peer", "ours", "variance", "kl", "shape", "z_difference", "kl_difference", "gradient_difference"),
-        *("theirs_us", "theirs_compiled_us", "ours_us", "ours_compiled_us", "rounds"),
-        *ENVIRONMENT,
-    ),
-    HOST_COST: (
-        *("who", "pass", "status", "reason", "median_us", "p20_us", "p80_us", "rounds", "calls"),
-        *ENVIRONMENT,
-    ),
+_COLUMNS = {
+    KERNELS: "case provider pass status reason batch channels space dtype layout kl latents median_us p20_us p80_us "
+    "rounds bytes gb_per_s copy_gb_per_s copy_share peak_mib kept_mib launches synchronisations",
+    TRAINING: "variant precision pass status reason batch patch median_ms p20_ms p80_ms rounds steps_per_s peak_mib "
+    "final_loss",
+    MMSE: "way side samples batch rounds median_s min_s cpu_s upstream_over_this peak_mib",
+    HOST_COST: "who pass median_us p20_us p80_us rounds",
 }
+COLUMNS = {kind: (*names.split(), *ENVIRONMENT) for kind, names in _COLUMNS.items()}
 NAME = re.compile(rf"(?P<machine>.+)-(?P<date>\d{{4}}-\d\d-\d\d)(?P<kind>{'|'.join(COLUMNS)})")
 
 Row = dict[str, str]
 
 
 class Table:
-    """A file begun anew; every row is on the disk when `add` returns: an interruption leaves what was measured."""
+    """A file begun anew; every row is on the disk when `add` returns: an interruption leaves what was measured.
+
+    One of bench/results lies in out/bench until it is `done`: a part never takes the place of a whole.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="")
+        self._final = path
+        self.path = GROWING / path.name if path.parent == RESULTS else path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="")
         self._writer.writeheader()
         self._file.flush()
@@ -65,6 +51,11 @@ class Table:
         """A row; a column that it leaves out stays empty."""
         self._writer.writerow(cells)
         self._file.flush()
+
+    def done(self) -> None:
+        """All rows are there."""
+        self._file.close()
+        self.path = self.path.replace(self._final)
 
 
 class Results(NamedTuple):

@@ -1,32 +1,27 @@
 """`python -m bench.training`: steps per second of the real CAREamics LadderVAE, with upstream's blocks and with ours.
 
-Training and prediction; eager, compiled, and captured as a CUDA graph; in every precision that CAREamics offers. The
-variants take turns step by step.
+Training and prediction; eager, compiled, and captured as a CUDA graph. The variants take turns step by step.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 # Read by torch when it is loaded. Counting the CPU's memory else prints an error where there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-import torch
-from torch import Tensor
-
 from bench import cli
 from bench.careamics import PATCH_MULTIPLE
 from bench.measure.run_info import default_path, environment
 from bench.report.results import COLUMNS, TRAINING, Table
-from bench.training.micrograph import NOISE_STD, SIDE, load_micrograph, random_patches
+from bench.training.micrograph import SIDE, load_micrograph
 from bench.training.run import Settings, measure
-from bench.training.steps import FP32, PRECISIONS, precisions_of
+from bench.training.steps import FP32, PRECISIONS
 
-# Batch and rounds. On a GPU the batch is CAREamics' default.
-GPU, CPU = (32, 100), (4, 30)
-GPU_QUICK, CPU_QUICK = (32, 20), (2, 7)
+# Batch and rounds, on a GPU or not, and with --quick. On a GPU the batch is CAREamics' default.
+EFFORTS = {(True, False): (32, 100), (True, True): (32, 20), (False, False): (4, 30), (False, True): (2, 7)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,34 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(results, COLUMNS[TRAINING])
     print(f"CAREamics LadderVAE, {settings.batch} x {settings.patch} x {settings.patch}, on {machine['device']}")
     try:
-        measure(settings, _patches(settings), table, machine)
+        measure(settings, load_micrograph().normalised(), table, machine)
     except KeyboardInterrupt:
-        print(f"interrupted; what there is lies in {results}", file=sys.stderr)
+        print(f"interrupted; what there is lies in {table.path}", file=sys.stderr)
         return cli.INTERRUPTED
-    print(f"{time.perf_counter() - start:.0f} s; written: {results}")
+    table.done()
+    print(f"{time.perf_counter() - start:.0f} s; written: {table.path}")
     return 0
-
-
-def _patches(settings: Settings) -> Callable[[int], Tensor]:
-    """A function that gives the random patches of step number n: the same for every variant and precision."""
-    image = _image()
-
-    def patches(count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(count)
-        return random_patches(image, settings.patch, settings.batch, generator).to(settings.device)
-
-    return patches
-
-
-def _image() -> Tensor:
-    """The demo's micrograph; where scikit-image, which has it, is not installed, smoothed noise of its size."""
-    try:
-        return load_micrograph().normalised()
-    except ImportError:
-        print("scikit-image is not installed: smoothed noise takes the place of its micrograph", flush=True)
-    noise = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.avg_pool2d(noise, 9, stride=1, padding=4)
-    return (smooth / smooth.std() + NOISE_STD * noise)[0, 0]
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
@@ -80,18 +54,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     results = options.results or default_path(options.device, TRAINING, quick=options.quick)
     cli.check_folder(parser, "--results", results.parent)
     on_gpu = options.device.type != "cpu"
-    quick, full = (GPU_QUICK, GPU) if on_gpu else (CPU_QUICK, CPU)
-    batch, rounds = quick if options.quick else full
-    settings = Settings(
-        device=options.device,
-        batch=options.batch or batch,
-        patch=options.patch,
-        rounds=options.rounds or rounds,
-        precisions=options.precision or precisions_of(options.device),
-        # A model takes tens of seconds to compile on a GPU, minutes on a CPU.
-        compiled=() if options.quick else PRECISIONS if on_gpu else (FP32,),
-    )
-    return settings, results
+    batch, rounds = EFFORTS[on_gpu, options.quick]
+    # A model takes tens of seconds to compile on a GPU, minutes on a CPU.
+    compiled = () if options.quick else PRECISIONS if on_gpu else (FP32,)
+    precisions = options.precision or PRECISIONS
+    sizes = (options.batch or batch, options.patch, options.rounds or rounds)
+    return Settings(options.device, *sizes, precisions, compiled), results
 
 
 if __name__ == "__main__":

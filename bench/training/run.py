@@ -1,27 +1,27 @@
 """The whole model, measured: every variant is built and checked, then all take turns step by step."""
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from bench.measure.memory import peak_bytes
-from bench.measure.timing import quantile, take_turns
-from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line
-from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Training, Variant, build, reason_to_skip
+from bench.measure.timing import spread, take_turns
+from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line, rounded
+from bench.training.micrograph import random_patches
+from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Splitting, Training, Variant, build
 
-TRAIN, PREDICT = "train", "predict"
-KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction}
+TRAIN, PREDICT, SPLIT = "train", "predict", "denoisplit"
+KINDS: dict[str, type[Training] | type[Prediction]] = {TRAIN: Training, PREDICT: Prediction, SPLIT: Splitting}
 # The first steps allocate, compile and choose kernels: they are checked, not timed.
 CHECKED_STEPS = 3
-# How far a loss may be from upstream's, relative: with the same random numbers only rounding differs, with others (a
-# compiler's) every sample, of which a loss averages many.
-TOLERANCE, TOLERANCE_16_BIT, TOLERANCE_OTHER_NOISE = 1e-3, 1e-2, 1e-1
+# How far a loss may be from upstream's, relative: with the same random numbers only rounding differs, with others every
+# sample, of which a loss averages many.
+TOLERANCE, TOLERANCE_OTHER_NOISE = 1e-3, 1e-1
 
 Step = Callable[[Tensor], Tensor]
 Given = tuple[int, Tensor]
@@ -60,66 +60,67 @@ class Runner:
         Distribution.set_default_validate_args(self.variant.validates)
         torch.manual_seed(SEED + given[0])
 
-    def attempt(self, given: Given) -> Tensor | Exception:
-        """A step whose failure leaves the others their turns."""
-        try:
-            return self.step(given[1])
-        except Exception as error:  # whatever it is
-            return error
+    def run(self, given: Given) -> Tensor:
+        return self.step(given[1])
 
 
-def measure(settings: Settings, patches: Callable[[int], Tensor], table: Table, environment: dict[str, Any]) -> None:
-    """Fill the table, one group of variants after the other; `patches(n)` are those of step n (B, 1, H, W).
+def measure(settings: Settings, image: Tensor, table: Table, environment: dict[str, Any]) -> None:
+    """Fill the table, one group of variants after the other, with steps on random patches of an image (H, W).
 
     A KeyboardInterrupt passes through, after the rows of what had been timed.
     """
-    validates = Distribution._validate_args
-    try:
-        for precision in settings.precisions:
-            for kind in KINDS:
-                _Group(settings, precision, kind, table, environment).run(patches)
-                gc.collect()
-    finally:
-        Distribution.set_default_validate_args(validates)
+    for precision in settings.precisions:
+        for kind in KINDS:
+            _Group(settings, image, precision, kind, table, environment).run()
+            gc.collect()
 
 
 class _Group:
     """The variants that are compared with each other: one precision, training or prediction."""
 
     def __init__(
-        self, settings: Settings, precision: str, kind: str, table: Table, environment: dict[str, Any]
+        self, settings: Settings, image: Tensor, precision: str, kind: str, table: Table, environment: dict[str, Any]
     ) -> None:
-        self._settings, self._precision, self._kind, self._table = settings, precision, kind, table
+        self._settings, self._image, self._precision, self._kind, self._table = settings, image, precision, kind, table
         self._common = {"batch": settings.batch, "patch": settings.patch, **environment}
         self._runners: dict[str, Runner] = {}
         self._expected: list[float] | None = None
 
-    def run(self, patches: Callable[[int], Tensor]) -> None:
+    def run(self) -> None:
         # Compiled code is kept by the model's class, up to a few versions; beyond that a variant would run eagerly.
         torch._dynamo.reset()
-        first = [(count, patches(count)) for count in range(CHECKED_STEPS)]
+        first = list(map(self._given, range(CHECKED_STEPS)))
         for variant in VARIANTS:
             self._enter(variant, first)
-        last = CHECKED_STEPS + self._settings.rounds
+        rounds = map(self._given, range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
+        runners, device = self._runners, self._settings.device
+        runs = {name: runner.run for name, runner in runners.items()}
         try:
-            self._take_turns((count, patches(count)) for count in range(CHECKED_STEPS, last))
+            for turn in take_turns(runs, rounds, device, lambda name, given: runners[name].prepare(given)):
+                runners[turn.name].values.append(turn.result.item())
+                runners[turn.name].seconds.append(turn.seconds)
         finally:
-            for runner in self._runners.values():
+            for runner in runners.values():
                 if runner.seconds:
                     self._add_times(runner)
+
+    def _given(self, count: int) -> Given:
+        """The same patches for every variant and precision."""
+        settings, generator = self._settings, torch.Generator().manual_seed(count)
+        return count, random_patches(self._image, settings.patch, settings.batch, generator).to(settings.device)
 
     def _enter(self, variant: Variant, first: Sequence[Given]) -> None:
         """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
         settings = self._settings
-        reason = reason_to_skip(variant, self._precision, settings.device, self._kind == TRAIN)
-        if reason is None and variant.compiled and self._precision not in settings.compiled:
-            reason = "compiling takes long: left out with --quick, and on a CPU in all but fp32"
-        if reason is not None:
-            return self._add(variant, SKIPPED, reason)
+        if variant.captured and settings.device.type != "cuda":
+            return self._add(variant, SKIPPED, "CUDA graphs need a GPU")
+        if variant.compiled and self._precision not in settings.compiled:
+            return self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
+        print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
         built: list[Runner] = []
         try:
             peak = peak_bytes(lambda: built.append(self._build(variant, first)), settings.device)
-            self._check(built[0], first)
+            self._check(built[0])
         except WrongError as error:
             return self._add(variant, WRONG, str(error))
         except Exception as error:  # whatever it is, the others go on
@@ -127,79 +128,39 @@ class _Group:
         built[0].peak = peak
         self._runners[variant.name] = built[0]
 
-    def _build(self, variant: Variant, first: Sequence[Given], rng: Literal["torch", "philox"] | None = None) -> Runner:
+    def _build(self, variant: Variant, first: Sequence[Given]) -> Runner:
         """The variant after its first steps."""
-        runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1], rng))
+        runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1]))
         for given in first:
             runner.prepare(given)
-            runner.values.append(runner.step(given[1]).item())
+            runner.values.append(runner.run(given).item())
         return runner
 
-    def _check(self, runner: Runner, first: Sequence[Given]) -> None:
+    def _check(self, runner: Runner) -> None:
         """Raises WrongError where the first steps differ from upstream's by more than they may."""
-        variant, values, tolerance = runner.variant, runner.values, TOLERANCE_OTHER_NOISE
-        if variant.patched and not variant.compiled:
-            tolerance = TOLERANCE if self._precision == FP32 else TOLERANCE_16_BIT
-            if self._settings.device.type != "cpu":
-                # There it makes noise of its own; for the check alone it takes upstream's.
-                values = self._build(variant, first, rng="torch").values
-        for step, (value, expected) in enumerate(zip(values, self._reference(first), strict=True)):
+        if runner.variant == UPSTREAM:
+            self._expected = runner.values
+        if self._expected is None:
+            raise WrongError("nothing of upstream's to compare with")
+        # Compiled, in 16 bits and on a GPU the noise is another one.
+        same = not runner.variant.compiled and self._precision == FP32 and self._settings.device.type == "cpu"
+        tolerance = TOLERANCE if same else TOLERANCE_OTHER_NOISE
+        for step, (value, expected) in enumerate(zip(runner.values, self._expected, strict=True), 1):
             # Written so that NaN is wrong.
             if not abs(value - expected) <= tolerance * abs(expected):
-                what = "loss" if self._kind == TRAIN else "squared error"
-                raise WrongError(f"{what} {value:.7g} at step {step + 1}, upstream's is {expected:.7g}")
-
-    def _reference(self, first: Sequence[Given]) -> list[float]:
-        """What upstream's first steps give with noise drawn in float32, as ours is in every precision."""
-        if self._expected is None:
-            with float32_noise():
-                self._expected = self._build(UPSTREAM, first).values
-        return self._expected
-
-    def _take_turns(self, rounds: Iterator[Given]) -> None:
-        runs = {name: runner.attempt for name, runner in self._runners.items()}
-
-        def prepare(name: str, given: Given) -> None:
-            self._runners[name].prepare(given)
-
-        for turn in take_turns(runs, rounds, self._settings.device, prepare):
-            runner = self._runners[turn.name]
-            if isinstance(turn.result, Exception):
-                del runs[turn.name], self._runners[turn.name]
-                step = len(runner.values) + 1
-                self._add(runner.variant, FAILED, f"at step {step}: {one_line(turn.result)}")
-                continue
-            runner.values.append(turn.result.item())
-            runner.seconds.append(turn.seconds)
+                what = "squared error" if self._kind == PREDICT else "loss"
+                raise WrongError(f"{what} {value:.7g} at step {step}, upstream's is {expected:.7g}")
 
     def _add_times(self, runner: Runner) -> None:
-        low, median, high = (quantile(runner.seconds, q) for q in (0.2, 0.5, 0.8))
-        self._add(
-            runner.variant,
-            OK,
-            median_ms=f"{1e3 * median:.4g}",
-            p20_ms=f"{1e3 * low:.4g}",
-            p80_ms=f"{1e3 * high:.4g}",
-            rounds=len(runner.seconds),
-            steps_per_s=f"{1 / median:.4g}",
-            peak_mib="" if runner.peak is None else f"{runner.peak / 2**20:.1f}",
-            final_loss=f"{runner.values[-1]:.6g}" if self._kind == TRAIN else "",
-        )
+        peak = "" if runner.peak is None else f"{runner.peak / 2**20:.1f}"
+        times = spread(runner.seconds, "ms")
+        cells: dict[str, Any] = {"rounds": len(runner.seconds), "peak_mib": peak, **times}
+        if self._kind != PREDICT:
+            cells["final_loss"] = f"{runner.values[-1]:.6g}"
+        self._add(runner.variant, OK, steps_per_s=rounded(1e3 / times["median_ms"]), **cells)
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
         self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
         said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
-        print(f"{self._precision:10} {self._kind:8} {variant.name:24} {said}", flush=True)
-
-
-@contextlib.contextmanager
-def float32_noise() -> Iterator[None]:
-    """Lets torch.distributions draw its noise in float32 and round it; another dtype draws other random numbers."""
-    module: Any = torch.distributions.normal
-    original = module._standard_normal
-    module._standard_normal = lambda shape, dtype, device: torch.randn(shape, device=device).to(dtype)
-    try:
-        yield
-    finally:
-        module._standard_normal = original
+        print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)

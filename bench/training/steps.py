@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
-from bench.measure.launches import recording, warm_up_for_capture
 from ladder_kernels import patch_model
 
 SEED = 0
@@ -16,11 +15,8 @@ SEED = 0
 PEAK_LEARNING_RATE = 2e-3
 # Below 1 the latents may carry more detail; with the likelihood's log-variance learned this denoises soonest.
 KL_WEIGHT = 0.5
-# CAREamics' names. Its "16-mixed" is float16 with a scaled loss, which torch has on GPUs only: Lightning, too, takes
-# bfloat16 on a CPU.
-FP32, FP16_MIXED, BF16_MIXED = "fp32", "16-mixed", "bf16-mixed"
-PRECISIONS = (FP32, FP16_MIXED, BF16_MIXED)
-_AUTOCAST = {FP16_MIXED: torch.float16, BF16_MIXED: torch.bfloat16}
+FP32, BF16_MIXED = PRECISIONS = ("fp32", "bf16-mixed")  # CAREamics' names
+WARM_UPS_BEFORE_CAPTURE = 3
 
 
 class DivergedError(RuntimeError):
@@ -28,7 +24,7 @@ class DivergedError(RuntimeError):
 
 
 class Variant(NamedTuple):
-    """A way to run the model: whose stochastic blocks, and eager, compiled or captured as a CUDA graph."""
+    """Whose stochastic blocks the model has, and whether it is eager, compiled or captured as a CUDA graph."""
 
     name: str
     patched: bool = False
@@ -49,68 +45,53 @@ VARIANTS = (
 )
 
 
-def precisions_of(device: torch.device) -> tuple[str, ...]:
-    """The precisions that run on a device."""
-    return (FP32, BF16_MIXED) if device.type == "cpu" else PRECISIONS
-
-
-def reason_to_skip(variant: Variant, precision: str, device: torch.device, train: bool) -> str | None:
-    """Why a variant cannot run, or None."""
-    if precision not in precisions_of(device):
-        return "float16 with a scaled loss needs a GPU; CAREamics, too, takes bf16-mixed on a CPU"
-    if variant.captured and device.type != "cuda":
-        return "CUDA graphs need a GPU"
-    if variant.captured and train and precision == FP16_MIXED:
-        return "the scaler of float16 gradients makes the host wait in every step; see bf16-mixed"
-    return None
-
-
 class Training:
     """Forward, loss, backward and Adamax, whose target is the noisy input itself (HDN); gives the loss.
 
-    Parameters
-    ----------
-    model
-        On the device it trains on.
-    variant, precision
-        How it runs; whose blocks the model has is not looked at.
-    steps
-        Length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    `steps`: length of the whole training, over which the learning rate rises and falls. None: it stays at its peak.
+    Whose blocks the model has is not looked at.
     """
+
+    channels = 1
 
     def __init__(
         self, model: nn.Module, variant: Variant = UPSTREAM, precision: str = FP32, *, steps: int | None = None
     ) -> None:
         self.model, self._precision = model, precision
-        device = next(model.parameters()).device
         self._call = torch.compile(model) if variant.compiled else model
-        self._loss = (build_unchecked_loss if variant.captured else build_loss)(KL_WEIGHT)
+        build = build_unchecked_loss if variant.captured else build_loss
+        self._loss = build(KL_WEIGHT, getattr(model, "noise_model", None))
         self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == FP16_MIXED)
         self._steps, self._done = steps, 0
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """One step on patches (B, 1, H, W); the tensor () that it returns is read once the clock is stopped.
-
-        Raises DivergedError where the loss is NaN, if upstream's loss function is there to see it.
-        """
+        """One step on patches (B, 1, H, W). Raises DivergedError where upstream's loss function sees a NaN."""
         if self._steps is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
             self._done += 1
         self.optimizer.zero_grad()
+        targets = torch.cat([patches, patches.flip(-1)][: self.channels], 1)
+        inputs = targets.mean(1, keepdim=True)
         with autocast(self._precision, patches.device):
-            losses = self._loss(self._call(patches), patches)
+            losses = self._loss(self._call(inputs), targets)
         if losses is None:
             raise DivergedError("the loss is NaN: the training diverged")
-        self._scaler.scale(losses["loss"]).backward()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        losses["loss"].backward()
+        self.optimizer.step()
         return losses["loss"].detach()
+
+
+class Splitting(Training):
+    """denoiSplit's: with a noise model for each, patches and their mirror images are told apart in their mean."""
+
+    channels = 2
 
 
 class Prediction:
     """One prediction, in the mode that computes no KL; gives its mean squared distance to the input."""
+
+    channels = 1
 
     def __init__(self, model: Any, variant: Variant, precision: str) -> None:
         self.model, self._precision = model.eval(), precision
@@ -134,13 +115,21 @@ class Captured:
     def __init__(self, step: Training | Prediction, patches: Tensor) -> None:
         self._patches = patches.clone()
         saved = {name: value.clone() for name, value in step.model.state_dict().items()}
-        warm_up_for_capture(lambda: step(self._patches))
+        # Where a capture happens, on a side stream, autograd, cuBLAS and the allocator must have been before.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS_BEFORE_CAPTURE):
+                step(self._patches)
+        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with recording(self._graph):
+        with torch.cuda.graph(self._graph):
             self._result = step(self._patches)
         step.model.load_state_dict(saved)
         if isinstance(step, Training):
-            _reset(step.optimizer)
+            for state in step.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()  # in place: the graph knows these very tensors
 
     def __call__(self, patches: Tensor) -> Tensor:
         self._patches.copy_(patches)
@@ -149,23 +138,19 @@ class Captured:
 
 
 def build(
-    kind: type[Training] | type[Prediction],
-    variant: Variant,
-    precision: str,
-    patches: Tensor,
-    rng: Literal["torch", "philox"] | None = None,
+    kind: type[Training] | type[Prediction], variant: Variant, precision: str, patches: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """A step on patches like these, captured if the variant says so. `rng` is `patch_model`'s."""
-    model = build_model(patches.shape[-1], seed=SEED).to(patches.device)
+    """A step on patches like these, captured if the variant says so."""
+    model = build_model(patches.shape[-1], channels=kind.channels, seed=SEED).to(patches.device)
     if variant.patched:
-        patch_model(model, rng=rng)
+        patch_model(model)
     step = kind(model, variant, precision)
     return Captured(step, patches) if variant.captured else step
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context that CAREamics' trainer computes outputs and loss in."""
-    return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == BF16_MIXED)
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -174,10 +159,3 @@ def one_cycle(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
-
-
-def _reset(optimizer: torch.optim.Optimizer) -> None:
-    """Back to before the first step, in place: a graph knows these very tensors."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.zero_()

@@ -78,7 +78,7 @@ class Mixture(NamedTuple):
     """As in `backends/torch/mixture.py`, with the largest logit and exponent, which exponentials are taken from."""
 
     largest_logit: Any
-    shares: Any
+    inverse_shares: Any
     centre: Any
     largest: Any
     densities: Any
@@ -97,7 +97,7 @@ def forward_mixture_kernel(
     place = _place(layout, mode)
     pixels = _pixels(x, signal, weight, constants, layout, place, mode)
     of = _mixture(pixels, mode)
-    value = log(of.densities * reciprocal(of.shares, mode.fast), mode.fast) + (of.largest - HALF_LOG_TWO_PI)
+    value = log(of.densities * of.inverse_shares, mode.fast) + (of.largest - HALF_LOG_TWO_PI)
     _store(out, value, layout, place, mode)
 
 
@@ -126,9 +126,8 @@ def backward_mixture_kernel(
         responsible = arriving * exp(exponent - of.largest, mode.fast) * inverse_std
         all_responsible += responsible
         to_x -= responsible * eps * inverse_std
-    inverse_shares = reciprocal(of.shares, mode.fast)
-    to_share = to_x * inverse_shares
-    all_responsible *= inverse_shares
+    to_share = to_x * of.inverse_shares
+    all_responsible *= of.inverse_shares
     to_t = tl.zeros_like(pixels.t)
     for k in tl.static_range(mode.n):
         component = _component(pixels, k, mode)
@@ -257,7 +256,10 @@ def _mixture(pixels, mode):
         share = exp(component.logit - largest_logit, mode.fast)
         shares += share
         centre += share * component.offset
-    of = Mixture(largest_logit, shares, centre * reciprocal(shares, mode.fast), shares, shares)
+    inverse_shares = reciprocal(shares, mode.fast)
+    # To rounding: where a component has all the weight, its offset, which may be large, cancels.
+    inverse_shares += inverse_shares * (1 - shares * inverse_shares)
+    of = Mixture(largest_logit, inverse_shares, centre * inverse_shares, shares, shares)
     log_tolerance = pixels.log_tolerance + log(shares, mode.fast)
     # Finite, so that where all are -inf so is their sum.
     largest = maximum(log_tolerance, LOWEST)
@@ -268,7 +270,7 @@ def _mixture(pixels, mode):
     for k in tl.static_range(mode.n):
         inverse_std, _, exponent = _standardised(pixels, _component(pixels, k, mode), of, mode)
         densities += exp(exponent - largest, mode.fast) * inverse_std
-    return Mixture(largest_logit, shares, of.centre, largest, densities)
+    return Mixture(largest_logit, inverse_shares, of.centre, largest, densities)
 
 
 @triton.jit

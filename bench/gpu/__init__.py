@@ -1,1 +1,0 @@
-"""All that needs a GPU, in one script: `bench/gpu/run.sh`."""

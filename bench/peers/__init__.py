@@ -1,1 +1,0 @@
-"""Other VAEs' own code of the step beside ours: how far they agree, and what a step costs."""
