@@ -35,8 +35,7 @@ torch.manual_seed(0)
 NOISE, SIDE, CONTEXT, TRAINED = 20.0, 64, 3, 384
 stains = color.rgb2hed(data.immunohistochemistry())[..., [0, 2]].transpose(2, 0, 1)[None]
 clean = 100 * stains / np.quantile(stains, 0.99, (0, 2, 3), keepdims=True)
-noisy = clean + np.random.default_rng(0).normal(0, NOISE, clean.shape)
-noisy = noisy.astype("float32")
+noisy = (clean + np.random.default_rng(0).normal(0, NOISE, clean.shape)).astype("float32")
 mixed = noisy.sum(1, keepdims=True)
 mean, std = (getattr(noisy, name)((0, 2, 3), keepdims=True) for name in ("mean", "std"))
 targets, inputs = (noisy - mean) / std, (mixed - mixed.mean()) / mixed.std()
@@ -50,10 +49,8 @@ likelihood = NoiseModelLikelihood(MultiChannelNoiseModel(models))
 likelihood.set_data_stats(mean, std)
 
 # %% Train.
-config = LVAEConfig(
-    architecture="LVAE", output_channels=2, multiscale_count=CONTEXT, predict_logvar=None,
-    z_dims=[32] * 3, encoder_n_filters=32, decoder_n_filters=32,
-)  # fmt: skip
+small = {"z_dims": [32] * 3, "encoder_n_filters": 32, "decoder_n_filters": 32, "predict_logvar": None}
+config = LVAEConfig(architecture="LVAE", output_channels=2, multiscale_count=CONTEXT, **small)
 splitter, loss_config = LadderVAE(**config.model_dump()), LVAELossConfig(loss_type="denoisplit")
 print(patch_model(splitter), patch_model(likelihood), sep="\n")
 optimizer = torch.optim.Adamax(splitter.parameters(), lr=3e-3)

@@ -32,8 +32,8 @@ clean = gaussian_filter(data.binary_blobs(128, 0.15, 3, rng=0)[:24].astype("floa
 noisy = (clean + np.random.default_rng(0).normal(0, 0.2, clean.shape)).astype("float32")
 mean, std = noisy.mean(), noisy.std()
 
-# %% Train on patches of 8 x 32 x 32.
-DEPTH, SIDE = 8, 32
+# %% Train on patches of 4 x 64 x 64.
+DEPTH, SIDE = 4, 64
 config = LVAEConfig(
     architecture="LVAE",
     input_shape=(DEPTH, SIDE, SIDE),
@@ -46,12 +46,12 @@ config = LVAEConfig(
 model, likelihood = LadderVAE(**config.model_dump()), GaussianLikelihood("pixelwise", -5.0)
 print(patch_model(model))
 patches = torch.from_numpy((noisy - mean) / std)
-patches = patches.unfold(0, DEPTH, 4).unfold(1, SIDE, 16).unfold(2, SIDE, 16).reshape(-1, 1, DEPTH, SIDE, SIDE)
+patches = patches.unfold(0, DEPTH, 2).unfold(1, SIDE, 16).unfold(2, SIDE, 16).reshape(-1, 1, DEPTH, SIDE, SIDE)
 loss = LVAELossConfig(loss_type="hdn", kl_weight=0.5)
 optimizer = torch.optim.Adamax(model.parameters(), lr=3e-3)
 rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS + 1, pct_start=0.2)
 for step in range(STEPS):
-    batch = patches[torch.randint(len(patches), (2,))]
+    batch = patches[torch.randint(len(patches), (1,))]
     losses = hdn_loss(model(batch), batch, loss, likelihood, None)
     optimizer.zero_grad()
     losses["loss"].backward()

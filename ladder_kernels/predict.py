@@ -127,11 +127,11 @@ def predict_mmse(
                 wanted = range(moments.count, min(moments.count + together, samples))
                 seeds = [seed + (first + job) * samples + sample for sample in wanted for job in range(len(group))]
                 with seeded_each(seeds, device):
-                    prediction = model(x) if once is None else once(x, len(wanted))
+                    # What else the model gives ends here: the next prediction would find the latents beside its own.
+                    images = _images(model(x) if once is None else once(x, len(wanted)), ladder, output, tiling.sides)
                 if blend.is_empty and moments.count == 0 and (once is None or not once.shares):
                     reason = reason or f"the forward of {type(ladder).__name__} does not use its {' and '.join(PASSES)}"
                     warnings.warn(f"every prediction is a whole one, none shares work: {reason}", stacklevel=2)
-                images = _images(prediction, ladder, output, tiling.sides)
                 moments.add(images.unflatten(0, (-1, len(group))))
                 tell(first * samples + moments.count * len(group))
             for job, *values in zip(group, moments.mean, moments.variance(), strict=True):

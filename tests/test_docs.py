@@ -41,7 +41,7 @@ def test_the_program_of_the_careamics_page_denoises_an_image_in_few_lines(
 ) -> None:
     """Here in two steps, of which no more than an image in the right units can be asked."""
     (program,) = examples(ROOT / "docs" / "careamics.md")
-    assert len(program.strip().replace("\n\n", "\n").splitlines()) <= 17
+    assert len(program.strip().replace("\n\n", "\n").splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).normal(size=(SIDE, SIDE + 10))
     noisy = (1000 + 100 * (np.sin(np.arange(SIDE + 10) / 8) + noise)).astype(np.uint16)
