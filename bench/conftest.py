@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
     device = _device(metafunc.config)
     timed = pytest.mark.benchmark(timer=_clock(device))
     chosen = cases.select(device, quick=metafunc.config.getoption("quick"))
