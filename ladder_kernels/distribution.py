@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladder_kernels.backends.step import compute_dtype
+from ladder_kernels.backends.step import HALF_LOG_TWO_PI, compute_dtype
 from ladder_kernels.backends.torch import formulas
 from ladder_kernels.functional import normal_kl, normal_log_prob, normal_sample
 from ladder_kernels.geometry import latent_shape
@@ -19,7 +19,6 @@ from ladder_kernels.noise import draw_noise
 from ladder_kernels.variance import VarianceMap
 
 _VARIANCE = VarianceMap.diffusers()
-_LOG_2PI = math.log(2 * math.pi)
 
 
 class DiagonalGaussianDistribution:
@@ -105,7 +104,7 @@ class DiagonalGaussianDistribution:
         mean, raw = self.parameters.to(dtype).chunk(2, dim=1)
         gaussian = formulas.gaussian(mean, raw, _VARIANCE)
         residual = gaussian.over_std(sample.to(dtype) - mean)
-        return (0.5 * _LOG_2PI - formulas.log_density(residual, gaussian)).sum(tuple(dims))
+        return (HALF_LOG_TWO_PI - formulas.log_density(residual, gaussian)).sum(tuple(dims))
 
     def _zero(self) -> Tensor:
         """Of the latent's shape, in the dtype of sums."""

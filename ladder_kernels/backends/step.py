@@ -18,6 +18,7 @@ None of them records autograd, draws noise or fills in zeros: `ladder_kernels.au
 dims, any strides; `p` may have batch 1, or be None for N(0, I). `source` is what `step.draw` says.
 """
 
+import math
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from ladder_kernels.variance import VarianceMap
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class Step(NamedTuple):

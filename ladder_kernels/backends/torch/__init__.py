@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladder_kernels.backends.step import Step, StepGrads, StepOutputs, compute_dtype
+from ladder_kernels.backends.step import HALF_LOG_TWO_PI, Step, StepGrads, StepOutputs, compute_dtype
 from ladder_kernels.backends.torch.formulas import (
     Gaussian,
     IncomingGradients,
@@ -57,7 +57,7 @@ def forward(q: Tensor, p: Tensor | None, source: Tensor | None, step: Step) -> S
         else windowed(kl, step.window).flatten(1).sum(1),
         kl_channelwise=kl_channelwise,
         kl_spatial=None if kl is None else kl.sum(1),
-        logprob_q=log_q.flatten(1).sum(1) - count * 0.5 * math.log(2 * math.pi),
+        logprob_q=log_q.flatten(1).sum(1) - count * HALF_LOG_TWO_PI,
         logvar_max=largest_log_var(q, step.variance, dtype),
         kl_elementwise=dense(kl, step.channels_last) if kl is not None and step.elementwise else None,
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ladder_kernels.backends.step import compute_dtype
+from ladder_kernels.backends.step import HALF_LOG_TWO_PI, compute_dtype
 from ladder_kernels.geometry import dense, is_channels_last
 
 CONSTANTS = ("min_signal", "max_signal", "min_sigma", "tolerance", "mean", "std")
@@ -51,7 +51,7 @@ class Mixture(NamedTuple):
 def forward(x: Tensor, signal: Tensor, weight: Tensor, constants: Tensor) -> Tensor:
     """The log-likelihood (B, C, *S) of x and signal (B, C, *S), weight (C, 3n, c) and `CONSTANTS` (6, C)."""
     of = mixture(x, signal, weight, constants)
-    log_density = torch.log(of.densities / of.shares) + (of.largest - 0.5 * math.log(2 * math.pi))
+    log_density = torch.log(of.densities / of.shares) + (of.largest - HALF_LOG_TWO_PI)
     return dense(log_density, is_channels_last(signal))
 
 

@@ -11,9 +11,12 @@ over the whole range with an exact instruction in its place; the instruction's o
 import triton
 import triton.language as tl
 
+from ladder_kernels.backends import step
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 TWO_PI = tl.constexpr(6.283185307179586)
+HALF_LOG_TWO_PI = tl.constexpr(step.HALF_LOG_TWO_PI)
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.backends.torch import mixture as torch_backend
 from ladder_kernels.backends.triton import settings
 from ladder_kernels.backends.triton.launch import Launcher
-from ladder_kernels.backends.triton.math import exp, log, maximum, reciprocal, rsqrt
+from ladder_kernels.backends.triton.math import HALF_LOG_TWO_PI, exp, log, maximum, reciprocal, rsqrt
 from ladder_kernels.backends.triton.operations import on_device_of
 from ladder_kernels.backends.triton.plan import Strides, collapse, power_of_two
 from ladder_kernels.backends.triton.tile import Strided, in_space, widened
@@ -27,7 +27,6 @@ from ladder_kernels.geometry import is_channels_last
 # Four elements a thread: a component has about four numbers of each in registers.
 MAX_BLOCK, ELEMENTS_PER_WARP = 512, 128
 SQRT_TWO_PI = tl.constexpr(math.sqrt(2 * math.pi))
-HALF_LOG_TWO_PI = tl.constexpr(0.5 * math.log(2 * math.pi))
 LOWEST = tl.constexpr(-3.4028234e38)
 
 

@@ -5,11 +5,9 @@ import triton.language as tl
 
 from ladder_kernels.backends.triton.formulas import gaussian
 from ladder_kernels.backends.triton.forward import nan_max
-from ladder_kernels.backends.triton.math import maximum
+from ladder_kernels.backends.triton.math import HALF_LOG_TWO_PI, maximum
 from ladder_kernels.backends.triton.partials import locate
 from ladder_kernels.backends.triton.tile import widened
-
-HALF_LOG_TWO_PI = tl.constexpr(0.9189385332046727)
 
 
 @triton.jit
