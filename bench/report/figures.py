@@ -43,7 +43,7 @@ DRAWN = {
     "cpp": (OUR_COLOUR, "D"),
     "cpp, Philox": (GREEN, "^"),
 }
-LEAST = "a copy of the bytes it reads and writes: the least it can take"
+LEAST = "a copy of its bytes: the least it can take"
 FINGERPRINT = "Rows"  # the PNG's text with that of what is drawn
 
 
