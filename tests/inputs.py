@@ -65,3 +65,14 @@ def gradients_of(outputs, leaves):
     generator = torch.Generator().manual_seed(3)
     loss = sum((out * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
     return torch.autograd.grad(loss, leaves)
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def sliced(tensor):
+    """The same values, between others along channels."""
+    wide = torch.randn(tensor.shape[0], tensor.shape[1] + 3, *tensor.shape[2:])
+    wide[:, 2:-1] = tensor
+    return wide[:, 2:-1]

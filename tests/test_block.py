@@ -8,32 +8,10 @@ import torch
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ladder_kernels import NormalStochasticBlock
 from ladder_kernels.noise import philox_normal
 from ladder_kernels.variance import VarianceMap
 from tests import oracle
-
-KEYS = {
-    "kl_elementwise",
-    "kl_samplewise",
-    "kl_samplewise_restricted",
-    "kl_spatial",
-    "kl_channelwise",
-    "z",
-    "p_params",
-    "q_params",
-    "logprob_q",
-    "qvar_max",
-}
-KL_KEYS = {key for key in KEYS if key.startswith("kl_")}
-
-
-def block(**settings):
-    return NormalStochasticBlock(6, 4, 5, **settings)
-
-
-def features(*spatial, batch=3, channels=6):
-    return torch.randn(batch, channels, *spatial)
+from tests.blocks import KEYS, KL_KEYS, block, features
 
 
 def assert_follows_the_formula(p, q, data, **options):

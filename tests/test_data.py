@@ -12,8 +12,8 @@ from torch.utils import _pytree
 
 from ladder_kernels import NormalStochasticBlock
 from ladder_kernels.params import StableLogVar, StableMean
+from tests.blocks import KEYS
 from tests.ranks import on_every_rank
-from tests.test_block import KEYS
 
 TENSORS = sorted(KEYS - {"p_params", "q_params"})
 

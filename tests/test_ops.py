@@ -8,8 +8,7 @@ from ladder_kernels import normal_sample, normal_sample_kl, ops
 from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.geometry import is_channels_last
 from ladder_kernels.variance import VarianceMap
-from tests.inputs import gradients_of
-from tests.test_paths import channels_last, sliced
+from tests.inputs import channels_last, gradients_of, sliced
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 

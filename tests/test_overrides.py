@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ladder_kernels import NormalStochasticBlock
-from tests.test_block import KEYS, KL_KEYS, block, features
+from tests.blocks import KEYS, KL_KEYS, block, features
 
 
 class MeanBlock(NormalStochasticBlock):

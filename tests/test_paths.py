@@ -14,21 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ladder_kernels import normal_sample_kl
 from ladder_kernels.variance import VarianceMap
+from tests.inputs import channels_last, sliced
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 SHAPE = (2, 3, 4, 6)
 PACKED = (2, 6, 4, 6)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def sliced(tensor: Tensor) -> Tensor:
-    wide = torch.randn(tensor.shape[0], tensor.shape[1] + 3, *tensor.shape[2:])
-    wide[:, 2:-1] = tensor
-    return wide[:, 2:-1]
 
 
 # q and p of each case, before gradients are asked for.

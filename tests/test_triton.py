@@ -12,8 +12,7 @@ from ladder_kernels.backends.step import Step
 from ladder_kernels.backends.triton import formulas, philox, plan, settings
 from ladder_kernels.backends.triton import math as triton_math
 from ladder_kernels.variance import KINDS, VarianceMap
-from tests import oracle
-from tests import test_extremes as extremes
+from tests import extremes, oracle
 from tests.inputs import layouts, packed
 from tests.maps import MAPS
 
@@ -212,26 +211,26 @@ def test_the_fast_formulas_are_the_formulas(analytical, variance):
 
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_keep_naive_stds_that_underflow():
-    extremes.test_naive_variances_that_underflow_keep_their_std_and_gradient("triton", -200.0)
+    extremes.naive_variances_that_underflow(-200.0)
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_keep_naive_stds_whose_inverse_underflows(analytical):
-    extremes.test_naive_variances_that_overflow_keep_their_std_and_gradient("triton", 176.0, analytical)
+    extremes.naive_variances_that_overflow(176.0, analytical)
 
 
 @pytest.mark.parametrize(("given", "options"), extremes.EXTREMES.values(), ids=extremes.EXTREMES)
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_overflow_nowhere_where_the_truth_does_not(given, options):
-    extremes.test_nothing_overflows_where_the_truth_does_not("triton", given, options)
+    extremes.nothing_overflows(given, options)
 
 
 @pytest.mark.parametrize("analytical", [False, True], ids=["mc", "analytic"])
 @pytest.mark.parametrize("kind", ["exp", "logstd", "softplus"])
 @pytest.mark.usefixtures("fast")
 def test_the_fast_formulas_divide_zero_by_a_std_of_zero(kind, analytical):
-    extremes.test_equal_means_are_no_distance_whatever_the_std("triton", kind, analytical)
+    extremes.equal_means(kind, analytical)
 
 
 @pytest.mark.usefixtures("fast")
