@@ -1,5 +1,6 @@
 """A GPU that is not there: for it the Triton backend's kernels are compiled, and launched into nothing."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 KERNELS = ("forward_kernel", "reduce_kernel", "backward_kernel", "sample_kernel")
+MIXTURE_KERNELS = ("forward_mixture_kernel", "backward_mixture_kernel")
 # What every target has, in bytes; Triton refuses a kernel that asks for more.
 SHARED_MEMORY = 1 << 16
 
@@ -20,32 +22,35 @@ def install(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from ladder_kernels.backends.triton import mixture, settings
+    from ladder_kernels.backends.triton import settings
 
     target = GPUTarget(*TARGETS[name])
     # Triton caches kernels by device number: another target needs another one.
     driver.set_active(FakeDriver(target, list(TARGETS).index(name)))
     settings.WARP_SIZE, settings.NVIDIA = target.warp_size, target.backend == "cuda"
-    settings.forget()
-    mixture.prepared.cache_clear()
+    _forget()
 
 
 def compiled_launches(call: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The kernels that `call` launches, compiled: each with its arguments."""
-    from ladder_kernels.backends.triton import settings
+    from ladder_kernels.backends.triton import mixture, settings
 
     launches: list[tuple[Any, tuple[Any, ...]]] = []
-    kernels = {name: getattr(settings, name) for name in KERNELS}
-    for name, kernel in kernels.items():
-        setattr(settings, name, _Recorder(kernel, launches))
-    settings.forget()
-    try:
+    with contextlib.ExitStack() as stack:
+        for module, name in [*((settings, name) for name in KERNELS), *((mixture, name) for name in MIXTURE_KERNELS)]:
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, _Recorder(getattr(module, name), launches))
+        _forget()
         call()
-    finally:
-        for name, kernel in kernels.items():
-            setattr(settings, name, kernel)
-        settings.forget()
+    _forget()
     return launches
+
+
+def _forget() -> None:
+    from ladder_kernels.backends.triton import mixture, settings
+
+    settings.forget()
+    mixture.prepared.cache_clear()
 
 
 class _Recorder:

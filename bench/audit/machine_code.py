@@ -15,7 +15,7 @@ class KernelCost(NamedTuple):
     spills: int
     shared: int
     instructions: int
-    wide_share: float
+    wide_share: float | None
     """Of the global traffic, what moves 128 bits a thread; the rest is sums and scalars."""
 
 
@@ -54,10 +54,10 @@ def run_tool(name: str, *arguments: str, folder: str | None = None) -> str:
 
 def _main_loop(
     text: str, label: str, instruction: str, branch: str, bits_of: Callable[[str], int]
-) -> tuple[int, float]:
+) -> tuple[int, float | None]:
     """Length and wide share of the stretch that moves the most data of those that a branch leads back over.
 
-    A loop of the epilogue can be longer.
+    A loop of the epilogue can be longer. Where no loop moves any it is the length of the whole kernel.
     """
     lines: list[str] = []
     labels: dict[str, int] = {}
@@ -71,7 +71,7 @@ def _main_loop(
             if target and target[1] in labels:
                 bits = [bits_of(each) for each in lines[labels[target[1]] :]]
                 best = max(best, (sum(bits), len(bits), 128 * bits.count(128) / (sum(bits) or 1)))
-    return best[1:]
+    return best[1:] if best[0] else (sum(not each.startswith("NOP") for each in lines), None)
 
 
 def _nvidia_bits(instruction: str) -> int:

@@ -38,7 +38,7 @@ def row(
     return {
         **variant._asdict(),
         **{"registers": cost.registers, "stack": cost.stack, "spills": cost.spills, "shared": cost.shared},
-        "wide_access_share": round(cost.wide_share, 3) if latents else "",
+        "wide_access_share": round(cost.wide_share, 3) if latents and cost.wide_share is not None else "",
         "instructions_per_latent": per_latent,
         "h200_loop_bound": _bound(per_latent, bytes_per_latent) if latents and variant.target == BUDGETS_TARGET else "",
         "compiler": compiler,
@@ -60,7 +60,7 @@ def faults(line: dict[str, Any]) -> Iterator[str]:
         yield f"{name(line)}: {line['stack']} bytes of stack, {line['spills']} spills"
     if line["instructions_per_latent"] == "":
         return
-    if float(line["wide_access_share"]) < WIDE_SHARE:
+    if line["wide_access_share"] != "" and float(line["wide_access_share"]) < WIDE_SHARE:
         yield f"{name(line)}: only {line['wide_access_share']} of the traffic in 128-bit accesses"
     budgets = BUDGETS_OF_SOFTPLUS if "softplus" in line["options"] else BUDGETS
     budget = budgets.get(line["kernel"].split()[0])

@@ -1,5 +1,6 @@
 """The audit's rows about Triton: compiled here, for GPUs that are not there."""
 
+import itertools
 import tempfile
 from typing import Any, Literal
 
@@ -22,13 +23,23 @@ KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
 }
 
 
+# Components and coefficients of a mixture likelihood, of a batch of denoiSplit.
+MIXTURES = ((1, 1), (3, 2), (4, 3))
+MIXTURE_KERNELS = ("mixture forward", "mixture backward", "mixture backward, weight")
+PIXELS = (32, 2, 64, 64)
+
+
 def variants() -> list[Variant]:
     """Every pair of choices on the target of the budgets, and once more on the others together."""
     choices: Factors = {"kernel": KERNELS, "kind": KINDS, "dtype": DTYPES, "layout": LAYOUTS}
     others = sorted(TARGETS.keys() - {BUDGETS_TARGET})
     rows: list[Any] = [row | {"target": BUDGETS_TARGET} for row in covering_rows(choices, lambda row: True)]
     rows += covering_rows({"target": others, **choices}, lambda row: True)
-    return [_variant(**row) for row in rows]
+    mixtures = itertools.product(MIXTURE_KERNELS, DTYPES[:2], MIXTURES)
+    return [_variant(**row) for row in rows] + [
+        Variant("triton", BUDGETS_TARGET, kernel, dtype, f"{n} components, {c} coefficients")
+        for kernel, dtype, (n, c) in mixtures
+    ]
 
 
 def _variant(target: str, kernel: str, kind: str, dtype: str, layout: str) -> Variant:
@@ -41,8 +52,9 @@ def audit(variant: Variant) -> dict[str, Any]:
     import triton
 
     install(variant.target)
+    mixture = variant.kernel in MIXTURE_KERNELS
     # The first launch: after forward's comes that of its reduction.
-    compiled, (*_, mode) = compiled_launches(lambda: _call(variant))[0]
+    compiled, (*_, mode) = compiled_launches(lambda: _call_mixture(variant) if mixture else _call(variant))[0]
     shared = compiled.metadata.shared
     if variant.target.startswith("gfx"):
         cost = amd_cost(compiled.asm["amdgcn"], shared)
@@ -54,8 +66,12 @@ def audit(variant: Variant) -> dict[str, Any]:
         # Given at launch, so that the file does not know it.
         cost = cost._replace(shared=shared)
     threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
-    latents = mode.block_rows.value * mode.block_columns.value / threads
     size = 4 if variant.dtype == "float32" else 2
+    if mixture:
+        # x and the signal are read; backward what arrives in float32, too. The likelihood, or a gradient, is written.
+        pixel = 2 * size + (4 if variant.kernel == "mixture forward" else 4 + size)
+        return row(variant, cost, mode.block.value / threads, pixel, f"triton {triton.__version__}")
+    latents = mode.block_rows.value * mode.block_columns.value / threads
     direction, _, kl = variant.kernel.partition(" ")
     values = VALUES["sample" if kl == "none" else direction]
     return row(variant, cost, latents, values * size, f"triton {triton.__version__}")
@@ -87,3 +103,21 @@ def _call(variant: Variant) -> None:
     else:
         grads = StepGrads(z=empty(*LATENT, dtype=dtype), kl_samplewise=empty(batch, dtype=torch.float32))
         backend.backward(q, p, seed, step, grads, (True, True, False))
+
+
+def _call_mixture(variant: Variant) -> None:
+    import torch
+
+    from ladder_kernels.backends.torch.mixture import CONSTANTS
+    from ladder_kernels.backends.triton import mixture
+
+    n, c = (int(option.split()[0]) for option in variant.options.split(", "))
+    x = torch.empty(PIXELS, dtype=getattr(torch, variant.dtype), device="meta")
+    channels = PIXELS[1]
+    weight = torch.empty((channels, 3 * n, c), device="meta")
+    constants = torch.empty((len(CONSTANTS), channels), device="meta")
+    if variant.kernel == "mixture forward":
+        mixture.forward(x, x, weight, constants)
+    else:
+        needs = (False, True, variant.kernel.endswith("weight"))
+        mixture.backward(x.float(), x, x, weight, constants, needs)
