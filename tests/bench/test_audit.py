@@ -42,7 +42,8 @@ def test_the_stored_table_keeps_to_the_budgets_and_has_every_target():
         assert {line["target"] for line in stored if line["backend"] == backend} == targets
 
 
-def test_any_two_choices_that_meet_in_a_kernel_meet_in_a_row_that_is_told():
+def test_any_two_choices_that_meet_in_a_kernel_meet_in_a_row_that_is_told(monkeypatch):
+    monkeypatch.setattr(audit_cuda, "TARGETS", {GOOD["target"]})
     lines = [
         GOOD | {"kernel": kernel, "dtype": dtype, "options": f"{kind}, {draw}, p"}
         for kernel in ("forward mc", "backward mc")
@@ -142,10 +143,6 @@ def test_a_cuda_kernel_is_known_by_its_name(monkeypatch, tmp_path):
     assert {(row["backend"], row["target"], row["compiler"]) for row in rows} == {("cuda", "sm_90", "nvcc 13.0.88")}
 
 
-def test_a_library_for_too_few_targets_is_refused(monkeypatch, tmp_path):
-    library = tmp_path / "library.so"
-    library.touch()
-    monkeypatch.setenv("LADDER_KERNELS_CUDA_LIBRARY", str(library))
-    monkeypatch.setattr(audit_cuda, "run_tool", lambda *_, folder: (tmp_path / "library.1.sm_90.cubin").touch())
+def test_a_table_of_too_few_targets_is_refused():
     with pytest.raises(SystemExit, match="not built for sm_100, sm_80; run: make cuda"):
-        audit_cuda.extract_cubins(str(tmp_path))
+        audit_cuda.covering([GOOD | {"target": "sm_90"}])
