@@ -3,7 +3,7 @@
 #
 # A camera's noise grows with its signal. A noise model, a mixture of Gaussians whose parameters depend on the signal,
 # is measured once for a camera; HDN then learns from noisy images alone what lies under it.
-# 300 steps take 4 minutes on two cores: the image gains at least 6 dB. More steps go on gaining.
+# 300 steps take two minutes on two cores: the image, 15.9 dB, gains 8.6 dB. More STEPS go on gaining.
 
 # %%
 import functools
@@ -77,6 +77,8 @@ figure, axes = plt.subplots(1, 4, figsize=(17, 4.6), layout="constrained")
 titles = f"noisy, {before:.1f} dB", f"denoised, {after:.1f} dB", "clean", "standard deviation of samples"
 for ax, title, panel in zip(axes, titles, (noisy, denoised[0, 0], clean, spread[0, 0]), strict=True):
     ax.set(title=title, xticks=[], yticks=[])
-    figure.colorbar(ax.imshow(panel, cmap="gray", vmin=0, vmax=np.quantile(panel, 0.995)), ax=ax, label="counts")
+    figure.colorbar(
+        ax.imshow(panel, cmap="gray", vmin=0, vmax=np.quantile(panel, 0.995)), ax=ax, label="counts", shrink=0.7
+    )
 figure.savefig(OUT / "hdn_noise_model.png", dpi=120)
 print(f"denoised is {after - before:.2f} dB better than noisy; see {OUT / 'hdn_noise_model.png'}")

@@ -99,7 +99,7 @@ def _picture(axes: Axes, title: str) -> Axes:
 
 
 def _curves(figure: Figure, findings: Findings) -> None:
-    cells = GridSpec(2, 1, left=0.065, right=0.455, top=0.285, bottom=0.065, height_ratios=[1.4, 1], hspace=0.3)
+    cells = GridSpec(2, 1, left=0.08, right=0.455, top=0.285, bottom=0.065, height_ratios=[1.4, 1], hspace=0.3)
     upper, lower = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
     losses, differences = findings.losses, findings.differences()
     upper.set_title("Loss of every step", loc="left", size=13, weight="bold")
