@@ -137,11 +137,12 @@ _seeded = threading.local()
 @contextlib.contextmanager
 def seeded_each(seeds: Sequence[int], device: torch.device) -> Iterator[None]:
     """Of a batch of so many, torch's noise of each has a generator of its own, and depends on no other in the batch."""
+    before = getattr(_seeded, "generators", ())
     _seeded.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     try:
         yield
     finally:
-        del _seeded.generators
+        _seeded.generators = before
 
 
 def _is_watched() -> bool:

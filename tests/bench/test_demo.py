@@ -63,7 +63,7 @@ def test_what_ends_the_demo_early_is_one_line_and_leaves_nothing_to_be_taken_for
         if isinstance(loss, BaseException):
             raise loss
 
-    monkeypatch.setattr(steps, "build_loss", lambda _: ending)
+    monkeypatch.setattr(steps, "build_loss", lambda *_: ending)
     (tmp_path / "summary.json").write_text("of an earlier run")
     assert demo.main([*TINY, "--out", str(tmp_path)]) == code
     assert list(tmp_path.iterdir()) == []

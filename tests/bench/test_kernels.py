@@ -171,6 +171,7 @@ def test_calls_and_memory_are_counted():
     assert found["cpp, Philox"]["step"].kept_mib * 4 < found["upstream"]["step"].kept_mib
 
 
+SUITE = "bench/kernels/test_kernels.py"
 SLOWED = """
 import time
 from pathlib import Path
@@ -193,7 +194,7 @@ results.RESULTS.mkdir()
 @pytest.mark.parametrize("part", [[], ["-k", "step"]], ids=["all", "part"])
 def test_a_planted_slowdown_shows_and_a_part_is_not_kept(tmp_path, part):
     (tmp_path / "planted.py").write_text(SLOWED)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "planted", "-p", "no:cacheprovider", "bench", *part]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "planted", "-p", "no:cacheprovider", SUITE, *part]
     command += ["--device", "cpu", f"--benchmark-json={tmp_path / 'x.json'}"]
     # A worker of pytest-xdist would time nothing.
     environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
