@@ -4,7 +4,7 @@
 # Nuclei and membranes of one section, stained in two colours, in one channel: the sum is what a camera without filters
 # sees. A LadderVAE learns to split and to denoise it, from noisy pictures of each. Beside a patch it sees the patch's
 # surroundings, at half and at a quarter of the resolution: its lateral context.
-# 250 steps take two minutes on two cores and are a beginning: 15.7 and 16.2 dB, from the sum, where noisy pictures of
+# 250 steps take 170 seconds on one core and are a beginning: 15.7 and 16.2 dB, from the sum, where noisy pictures of
 # each structure alone have 14.0 dB. More STEPS go on.
 
 # %%

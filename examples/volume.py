@@ -2,7 +2,7 @@
 # # Denoise a volume: HDN in 3D
 #
 # As hdn.py, with convolutions over depth too. The levels of a CAREamics LadderVAE halve height and width, never depth.
-# 250 steps take three minutes on two cores; more STEPS go on.
+# 250 steps take some minutes; more STEPS go on.
 
 # %%
 import os
