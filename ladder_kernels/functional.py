@@ -223,7 +223,7 @@ def _run(
 
 
 def _check_packed(packed: Tensor, name: str) -> None:
-    _check_tensor(packed, name)
+    check_tensor(packed, name)
     shape = packed.shape
     if not 2 <= len(shape) <= 5:
         raise ValueError(f"{name} must be (batch, 2 * channels, up to 3 spatial dims), got {tuple(shape)}")
@@ -231,7 +231,7 @@ def _check_packed(packed: Tensor, name: str) -> None:
         raise ValueError(f"{name} packs means and raw spreads, so its channels are even; got {tuple(shape)}")
 
 
-def _check_tensor(tensor: Tensor, name: str) -> None:
+def check_tensor(tensor: Tensor, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
@@ -239,7 +239,7 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
 
 
 def _check_prior(p: Tensor, q: Tensor) -> None:
-    _check_tensor(p, "p_params")
+    check_tensor(p, "p_params")
     # All that can be wrong with a shape is wrong with both, or makes them differ.
     if p.shape != q.shape and (p.shape[1:] != q.shape[1:] or p.shape[0] != 1):
         _check_packed(p, "p_params")
@@ -312,7 +312,7 @@ def _source(
 
 
 def _check_latent(tensor: Tensor, name: str, packed: Tensor) -> None:
-    _check_tensor(tensor, name)
+    check_tensor(tensor, name)
     if tensor.shape != latent_shape(packed):
         raise ValueError(
             f"{name} must have the latent's shape {latent_shape(packed)} (parameters {tuple(packed.shape)}), "

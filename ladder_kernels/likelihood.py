@@ -16,8 +16,9 @@ from ladder_kernels import ops
 from ladder_kernels.autograd import is_batched, is_plain
 from ladder_kernels.backends.outputs import dense_look
 from ladder_kernels.backends.select import reason_unavailable, serving
-from ladder_kernels.backends.step import DTYPES, compute_dtype
+from ladder_kernels.backends.step import compute_dtype
 from ladder_kernels.backends.torch import mixture as torch_backend
+from ladder_kernels.functional import check_tensor
 from ladder_kernels.geometry import is_channels_last
 from ladder_kernels.ops import is_recorded
 
@@ -218,10 +219,7 @@ ops.register_autograd("mixture", _mixture_operator)
 
 def _check(x: Tensor, signal: Tensor, weight: Tensor) -> None:
     for name, tensor in (("x", x), ("signal", signal), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+        check_tensor(tensor, name)
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}")
     if not 2 <= x.dim() <= 5:
