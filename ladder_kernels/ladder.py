@@ -194,8 +194,10 @@ class SharedBottomUp(nn.Module):
         """Upstream's, with one bottom-up pass."""
         name, stand_in = _child_with_ladder(self), self
         if name is not None:
+            # Both are there: `_child_with_ladder` has looked.
             ladder, compiled, _ = find_ladder(self._modules[name])  # type: ignore[arg-type]
             step = BottomUpOnce(ladder, compiled)  # type: ignore[arg-type]
             stand_in = _copy(self)
             vars(stand_in)["_modules"] = self._modules | {name: step.ladder}
+        # Upstream's class comes next in the mixed one, which mypy cannot know.
         return super(SharedBottomUp, stand_in).predict_step(*args, **kwargs)  # type: ignore[misc]
