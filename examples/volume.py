@@ -28,7 +28,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(0)
 
 # %% A volume (Z, Y, X): blobs as a microscope blurs them, and noise. Yours goes here.
-clean = gaussian_filter(data.binary_blobs(128, 0.15, 3, rng=0)[:24].astype("float32"), (1, 1.5, 1.5))
+clean = gaussian_filter(data.binary_blobs(128, 0.15, 3, rng=0)[:16, :96, :96].astype("float32"), (1, 1.5, 1.5))
 noisy = (clean + np.random.default_rng(0).normal(0, 0.2, clean.shape)).astype("float32")
 mean, std = noisy.mean(), noisy.std()
 
@@ -61,15 +61,14 @@ for step in range(STEPS):
     if step % 50 == 0:
         print(f"step {step}: loss {losses['loss'].item():.3f}", flush=True)
 
-# %% Predict: tiles overlap in depth as well.
-tiles = {"tile": (16, 64, 64), "overlap": (4, 16, 16)}
-denoised, spread = predict_mmse(model, noisy[None, None], SAMPLES, mean=mean, std=std, progress=True, **tiles)
+# %% Predict, in tiles as deep as the patches: the model knows no others. They overlap in depth as well.
+denoised, spread = predict_mmse(model, noisy[None, None], SAMPLES, mean=mean, std=std, progress=True)
 before, after = (psnr(clean, each, data_range=1) for each in (noisy, denoised[0, 0]))
 titles = f"noisy, {before:.1f} dB", f"denoised, {after:.1f} dB", "clean", "standard deviation of samples"
-figure, axes = plt.subplots(2, 4, figsize=(14, 5.5), layout="constrained", height_ratios=(4, 1))
+figure, axes = plt.subplots(2, 4, figsize=(14, 4.5), layout="constrained", height_ratios=(6, 1))
 for column, title, volume in zip(axes.T, titles, (noisy, denoised[0, 0], clean, spread[0, 0]), strict=True):
     column[0].set_title(title)
-    for ax, plane in zip(column, (volume[12], volume[:, 64]), strict=True):
+    for ax, plane in zip(column, (volume[8], volume[:, 48]), strict=True):
         ax.imshow(plane, cmap="gray", vmin=0, vmax=np.quantile(volume, 0.995))
         ax.set(xticks=[], yticks=[])
 figure.savefig(OUT / "volume.png", dpi=120)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ladder_kernels.ladder import context_count, misfit, multiples
+from ladder_kernels.ladder import context_count, misfit, multiples, trained_depth
 from ladder_kernels.tiles import Tile, cut, cut_with_context, tiles
 
 # By the number of spatial dims. An image of no more pixels is predicted whole.
@@ -72,8 +72,7 @@ def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int
             raise ValueError(f"images with their lateral context are predicted whole: {reason}")
         sides = sizes
     elif tile is None:
-        default = _rounded_up(TILES[len(sizes)], takes)
-        sides = wholes if math.prod(wholes) <= math.prod(default) else default
+        sides = _default_sides(ladder, wholes, takes)
     else:
         sides = _each_dim("tile", tile, len(sizes), 1)
         reason = None if ladder is None else misfit(ladder, sides)
@@ -86,6 +85,18 @@ def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int
         if any(shared >= side < size for shared, side, size in zip(overlaps, sides, sizes, strict=True)):
             raise ValueError(f"overlap must be smaller than the tile {sides}, got {overlaps}")
     return Plan(sides, list(tiles(sizes, sides, overlaps)), context)
+
+
+def _default_sides(ladder: Any, wholes: tuple[int, ...], takes: tuple[int, ...]) -> tuple[int, ...]:
+    """The image whole, or of a tile of `TILES`; but of no other depth than the model was trained on.
+
+    That is a few planes, all of them near a border where convolutions see zeros: a model sees others as strange.
+    """
+    sides = _rounded_up(TILES[len(wholes)], takes)
+    if math.prod(wholes) <= math.prod(sides):
+        sides = wholes
+    depth = trained_depth(ladder)
+    return sides if depth is None else (depth, *sides[1:])
 
 
 def _rounded_up(sizes: Sequence[int], multiples: Sequence[int]) -> tuple[int, ...]:

@@ -43,6 +43,12 @@ def multiples(ladder: Any) -> tuple[int, ...]:
     return tuple(1 if stride == 1 else even * stride**halvings for stride in ladder.encoder_conv_strides)
 
 
+def trained_depth(ladder: Any) -> int | None:
+    """How many planes the volumes have that it was built for, where its levels do not halve them; else None."""
+    volumes = ladder is not None and len(ladder.encoder_conv_strides) == 3 and ladder.encoder_conv_strides[0] == 1
+    return ladder._model_3D_depth if volumes else None
+
+
 def misfit(ladder: Any, sides: Sequence[int]) -> str | None:
     """One sentence where a side is no multiple, else None."""
     wanted = multiples(ladder)

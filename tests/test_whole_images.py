@@ -1,6 +1,7 @@
 """`predict_mmse` of whole images: tiles, seams, sizes, lateral context, statistics, arrays; and what it refuses."""
 
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,22 @@ def test_memory_does_not_grow_with_the_image(monkeypatch: pytest.MonkeyPatch) ->
     assert set(seen) <= {(2, 1, 32, 32), (1, 1, 32, 32)}
 
 
+@pytest.mark.filterwarnings("ignore:every prediction is a whole one")
+def test_a_prediction_ends_before_the_next_begins() -> None:
+    """Its latents would lie beside the next one's, and the peak of memory be twice as high."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    class WithLatents(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            assert all(each() is None for each in alive)
+            latents = x + 1
+            alive.append(weakref.ref(latents))
+            return x, latents
+
+    mmse(WithLatents(), picture(80, 32), 3, tile=32, batch=1)
+    assert len(alive) == 9
+
+
 class Patchy(nn.Module):
     """Of every tile it gives a level and a spread of its own, the same all over the tile."""
 
@@ -112,6 +129,12 @@ def test_volumes_are_cut_too(name: str) -> None:
     assert mean.shape == std.shape == (1, SETUPS[name].config["output_channels"], *sizes)
     assert torch.isfinite(mean).all()
     assert (std > 0).all()
+
+
+def test_volumes_have_tiles_as_deep_as_the_models_patches() -> None:
+    model = build(SETUPS["3d_to_3d"])
+    for sizes, sides in (((24, 40, 40), (5, 48, 48)), ((24, 128, 128), (5, 64, 64)), ((3, 32, 32), (3, 32, 32))):
+        assert images.plan(picture(*sizes), model, None, None).sides == sides
 
 
 # Sizes.
