@@ -1,11 +1,9 @@
 # %% [markdown]
 # # Two structures from their noisy sum: denoiSplit with lateral context
 #
-# Nuclei and membranes of one section, stained in two colours, in one channel: the sum is what a camera without filters
-# sees. A LadderVAE learns to split and to denoise it, from noisy pictures of each. Beside a patch it sees the patch's
-# surroundings, at half and at a quarter of the resolution: its lateral context.
-# 250 steps take 170 seconds on one core and are a beginning: 15.7 and 16.2 dB, from the sum, where noisy pictures of
-# each structure alone have 14.0 dB. More STEPS go on.
+# Membranes and blobs, whose sum is what a camera sees. A LadderVAE learns to split and denoise it, from noisy pictures
+# of each; beside a patch it sees the surroundings at half and a quarter of the resolution, its lateral context.
+# 400 steps take 160 seconds on one core: 21.7 and 18.8 dB. A noisy picture of each alone has 14.0. More STEPS go on.
 
 # %%
 import os
@@ -21,21 +19,23 @@ from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import NoiseModelLikelihood
 from careamics.models.lvae.noise_models import GaussianMixtureNoiseModel, MultiChannelNoiseModel
 from matplotlib import pyplot as plt
+from scipy.ndimage import gaussian_filter
 from skimage import color, data
 from skimage.metrics import peak_signal_noise_ratio as psnr
 
 from ladder_kernels import patch_model, predict_mmse
 from ladder_kernels.tiles import cut, cut_with_context
 
-STEPS, SAMPLES = int(os.environ.get("STEPS", 250)), int(os.environ.get("SAMPLES", 16))
+STEPS, SAMPLES = int(os.environ.get("STEPS", 400)), int(os.environ.get("SAMPLES", 16))
 OUT = Path(os.environ.get("OUT", "out/examples"))
 OUT.mkdir(parents=True, exist_ok=True)
 torch.manual_seed(0)
 
 # %% The structures (1, 2, Y, X): from 0 to about 100, noise of 20. The lowest quarter is not trained on.
 NOISE, SIDE, CONTEXT, TRAINED = 20.0, 64, 3, 384
-stains = color.rgb2hed(data.immunohistochemistry())[..., [0, 2]].transpose(2, 0, 1)[None]
-clean = 100 * stains / np.quantile(stains, 0.99, (0, 2, 3), keepdims=True)
+blobs = gaussian_filter(data.binary_blobs(512, 0.04, 2, 0.25, rng=1).astype("float32"), 2)
+clean = np.stack([blobs, color.rgb2hed(data.immunohistochemistry())[..., 2]])[None]
+clean *= 100 / np.quantile(clean, 0.99, (0, 2, 3), keepdims=True)
 noisy = (clean + np.random.default_rng(0).normal(0, NOISE, clean.shape)).astype("float32")
 mixed = noisy.sum(1, keepdims=True)
 mean, std = (getattr(noisy, name)((0, 2, 3), keepdims=True) for name in ("mean", "std"))
@@ -52,7 +52,7 @@ likelihood.set_data_stats(mean, std)
 # %% Train.
 small = {"z_dims": [32] * 3, "encoder_n_filters": 32, "decoder_n_filters": 32, "predict_logvar": None}
 config = LVAEConfig(architecture="LVAE", output_channels=2, multiscale_count=CONTEXT, **small)
-splitter, loss_config = LadderVAE(**config.model_dump()), LVAELossConfig(loss_type="denoisplit")
+splitter, loss_config = LadderVAE(**config.model_dump()), LVAELossConfig(loss_type="denoisplit", kl_weight=0.5)
 print(patch_model(splitter), patch_model(likelihood), sep="\n")
 optimizer = torch.optim.Adamax(splitter.parameters(), lr=3e-3)
 rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS + 1, pct_start=0.2)
@@ -73,8 +73,8 @@ for step in range(STEPS):
 rows = slice(TRAINED, None)
 split, _ = predict_mmse(splitter, inputs[:, :, rows], SAMPLES, progress=True)
 split = split * std + mean
-figure, axes = plt.subplots(2, 4, figsize=(16, 5), layout="constrained")
-for structure, name in enumerate(("nuclei", "membranes")):
+figure, axes = plt.subplots(2, 4, figsize=(16, 3), layout="constrained")
+for structure, name in enumerate(("blobs", "membranes")):
     truth, seen, found = clean[0, structure, rows], noisy[0, structure, rows], split[0, structure]
     before, after = (psnr(truth, each, data_range=100) for each in (seen, found))
     print(f"{name}: {after:.1f} dB, from the sum; a noisy picture of them alone has {before:.1f} dB")
