@@ -61,9 +61,8 @@ def _heading(figure: Figure, findings: Findings) -> None:
         size=15,
         color=FAINT,
     )
-    versions = environment["versions"]
-    libraries = [f"{name} {versions[name]}" for name in ("ladder_kernels", "torch", "careamics")]
-    footer = [environment["device"], f"backend {environment['backend']}", *libraries, environment["date"][:10]]
+    named = [f"{name} {environment[name]}" for name in ("backend", "ladder_kernels", "torch", "careamics")]
+    footer = [environment["device"], *named, environment["date"]]
     figure.text(RIGHT, 0.012, "   ·   ".join(footer), size=11, color=FAINT, ha="right")
 
 

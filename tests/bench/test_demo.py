@@ -30,7 +30,7 @@ def test_demo_trains_both_models_to_equal_losses(tmp_path: Path, capsys: pytest.
     assert found["psnr_db"]["ladder_kernels"] == pytest.approx(found["psnr_db"]["upstream"], abs=0.01)
     ours, upstream = found["block"]["ladder_kernels"], found["block"]["upstream"]
     assert ours["synchronisations"] == 0 < upstream["synchronisations"]
-    for quantity in ("calls_forward", "calls_backward", "bytes_kept"):
+    for quantity in ("calls_forward", "calls_backward", "kept_mib"):
         assert ours[quantity] < upstream[quantity]
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "host synchronisations" in capsys.readouterr().out
