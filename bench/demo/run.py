@@ -135,7 +135,7 @@ def _train(
 def _measure_blocks(findings: Findings, models: dict[str, nn.Module], device: torch.device) -> None:
     """The cost of the block with the largest latent, upstream's and ours."""
     batch, patch, analytical_kl = (findings.settings[name] for name in ("batch", "patch", "analytical_kl"))
-    blocks = {name: careamics.bottom_block(models[name]) for name in NAMES}
+    blocks: dict[str, Any] = {name: careamics.bottom_block(models[name]) for name in NAMES}
     shape = (batch, blocks[UPSTREAM].conv_in_q.weight.shape[1], patch // 2, patch // 2)
     findings.block_latent = (batch, careamics.ARCHITECTURE["z_dims"][0], *shape[2:])
     findings.block = block_costs(blocks, shape, device, rounds=BLOCK_ROUNDS, analytical_kl=analytical_kl)

@@ -55,27 +55,25 @@ def test_likelihood(
     prediction, target, incoming = (torch.randn(SHAPE, device=device) for _ in range(3))
     prediction.requires_grad_()
 
-    def stages(function: Any) -> Stages:
-        return Stages(
-            lambda _: function(prediction, target)[0],
-            lambda value, _: torch.autograd.grad(value, prediction, incoming),
-        )
+    def backward(value: Any, _: Any = None) -> Any:
+        return torch.autograd.grad(value, prediction, incoming)
 
-    def step(stages: Stages) -> tuple[Any, ...]:
-        value = stages.forward(None)
-        (gradient,) = stages.backward(value, None) if stages.backward else ()
+    def step(function: Any) -> tuple[Any, ...]:
+        value, _ = function(prediction, target)
+        (gradient,) = backward(value)
         synchronize(device)
         return value, gradient
 
     if provider.backend is not None:
         patch_model(likelihood)
-    ours = stages(torch.compile(likelihood, dynamic=False) if provider.compiled else likelihood)
+    function: Any = torch.compile(likelihood, dynamic=False) if provider.compiled else likelihood
     with use_backend(provider.backend or "torch"):
-        for found, expected in zip(step(ours), step(stages(upstream)), strict=True):
+        for found, expected in zip(step(function), step(upstream), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-        counts = count(ours, None, device, compiled=provider.compiled)["step"]
+        stages = Stages(lambda _: function(prediction, target)[0], backward)
+        counts = count(stages, None, device, compiled=provider.compiled)["step"]
         benchmark.group, benchmark.name = "likelihood, step", provider.name
-        benchmark.pedantic(step, (ours,), rounds=ROUNDS, warmup_rounds=3)
+        benchmark.pedantic(step, (function,), rounds=ROUNDS, warmup_rounds=3)
     if benchmark.stats is None:  # with --benchmark-disable
         return
     batch, channels, *space = SHAPE

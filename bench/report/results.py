@@ -21,8 +21,7 @@ ENVIRONMENT = ("device", "threads", "torch", "triton", "careamics", "ladder_kern
 _COLUMNS = {
     KERNELS: "case provider pass status reason batch channels space dtype layout kl latents median_us p20_us p80_us "
     "rounds bytes copy_gb_per_s copy_share peak_mib kept_mib launches synchronisations",
-    TRAINING: "variant precision pass status reason batch patch median_ms p20_ms p80_ms rounds steps_per_s peak_mib "
-    "final_loss",
+    TRAINING: "variant precision pass status reason batch patch median_ms p20_ms p80_ms rounds peak_mib final_loss",
     MMSE: "way side samples rounds median_s peak_mib",
     HOST_COST: "who pass median_us p20_us p80_us rounds",
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
-from bench.measure.launches import count_calls
+from bench.measure.counts import count_calls
 from bench.report.results import read_rows
 from bench.training import __main__ as training
 from bench.training import run as measuring
@@ -42,7 +42,6 @@ def test_every_variant_has_a_row_for_every_kind_of_step(results: Path) -> None:
         if variant in ("upstream", "upstream, no validation", "patched"):
             assert (row["status"], row["reason"], row["rounds"]) == ("ok", "", "2")
             assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
-            assert float(row["steps_per_s"]) == pytest.approx(1e3 / float(row["median_ms"]), rel=1e-2)
         else:
             assert (row["status"], row["median_ms"]) == ("skipped", "")
             assert row["reason"]
