@@ -1,4 +1,4 @@
-"""The demo's numbers as rows of text, for the console and the figure."""
+"""The demo's numbers as rows of text, as the console and the figure show them."""
 
 from typing import NamedTuple
 
