@@ -42,7 +42,7 @@ def draw(findings: Findings, path: Path) -> None:
         _images(figure, findings)
         _kl_maps(figure, findings)
         _curves(figure, findings)
-        figure.text(0.5, 0.285, console_table(findings), size=9.2, family="monospace", va="top", linespacing=1.9)
+        figure.text(0.485, 0.285, console_table(findings), size=9, family="monospace", va="top", linespacing=1.9)
         figure.savefig(path, dpi=150)
 
 

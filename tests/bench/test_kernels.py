@@ -14,8 +14,9 @@ import torch
 from bench.kernels.cases import CASES, CPU, Case, make_inputs
 from bench.kernels.check import fault, looks_normal
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.kernels.run import MOST_SETS, CaseRun, Entry, bytes_moved, count, input_sets
-from bench.measure.timing import Effort, seconds_of
+from bench.kernels.run import MOST_SETS, CaseRun, Entry, bytes_moved, input_sets
+from bench.measure.counts import count
+from bench.measure.timing import seconds_of
 from bench.report.results import read_rows
 from ladder_kernels.noise import philox_normal
 
@@ -120,7 +121,7 @@ def test_a_provider_that_is_wrong_raises_or_cannot_run_leaves_the_others_alone(m
     upstream, wrong = BY_NAME["upstream"], planted("torch", FAULTS["kl_samplewise"])
     providers = [BY_NAME[name] for name in ("triton", "cpp", "torch, compiled", "upstream")]
     providers += [upstream._replace(name="raising", make=lambda case: raising), wrong]
-    run = CaseRun(TINY, DEVICE, Effort(0, 1, 1), time.perf_counter, providers)
+    run = CaseRun(TINY, DEVICE, 0.0, time.perf_counter, providers)
     assert isinstance(run.entries.pop("upstream"), Entry)
     assert "median_us" not in run.entries["torch"]
     found = {name: (row["status"], row["reason"].partition(" by ")[0]) for name, row in run.entries.items()}
@@ -141,7 +142,7 @@ def test_validation_is_on_for_upstream_alone_and_left_as_it_was():
         return found
 
     providers = [planted(name, look) for name in ("upstream", "upstream, validation off")]
-    run = CaseRun(TINY, DEVICE, Effort(0, 1, 1), time.perf_counter, providers)
+    run = CaseRun(TINY, DEVICE, 0.0, time.perf_counter, providers)
     seen.clear()
     for entry in run.entries.values():
         seconds_of(run.work(entry, "step"), time.perf_counter)
@@ -160,15 +161,14 @@ def test_bytes_are_those_of_the_tensors_moved():
 def test_calls_and_memory_are_counted():
     inputs = make_inputs(TINY, DEVICE)
     names = ("upstream", "upstream, validation off", "cpp, Philox")
-    found = {name: count(BY_NAME[name], BY_NAME[name].stages(TINY), inputs) for name in names}
+    found = {name: count(BY_NAME[name].stages(TINY), inputs, DEVICE) for name in names}
     for counts in found.values():
         assert set(counts) == set(TINY.passes)
-        assert counts["step"].launches == counts["forward"].launches + counts["backward"].launches
-        assert counts["step"].kept_mib == counts["forward"].kept_mib
-    assert [counts["step"].synchronisations for counts in found.values()] == [11, 0, 0]
-    # q, p and the seed.
-    assert found["cpp, Philox"]["step"].kept_mib == pytest.approx((2 * inputs.q.nbytes + 8) / 2**20, rel=1e-3)
-    assert found["cpp, Philox"]["step"].kept_mib * 4 < found["upstream"]["step"].kept_mib
+        assert counts["step"]["launches"] == counts["forward"]["launches"] + counts["backward"]["launches"]
+    assert [counts["step"]["synchronisations"] for counts in found.values()] == [11, 0, 0]
+    ours, upstreams = (found[name]["step"]["kept_mib"] for name in ("cpp, Philox", "upstream"))
+    assert ours == pytest.approx((2 * inputs.q.nbytes + 8) / 2**20, rel=1e-3)  # q, p and the seed
+    assert ours * 4 < upstreams
 
 
 SUITE = "bench/kernels/test_kernels.py"
@@ -183,7 +183,7 @@ def make(case):
 providers.PROVIDERS = (upstream, upstream._replace(name="slowed", make=make))
 cases.CASES = (cases.Case("tiny", 2, (4, 4), 8, quick=True),)
 from bench.kernels import run
-run.EFFORT = run.Effort(0, 3, 3)
+run.LEAST = run.MOST = 3
 from bench.report import results
 results.GROWING = Path(__file__).parent
 results.RESULTS = results.GROWING / "kept"

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 import torch
 
-from bench.measure.launches import Calls, count_calls
+from bench.measure.counts import Calls, count_calls
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Effort, Stages, Work, quantile, rounds_of, seconds_of, take_turns
+from bench.measure.timing import Stages, Work, quantile, seconds_of, take_turns
 from bench.report import results
 from bench.report.results import Table, read_rows
 
@@ -34,7 +34,7 @@ class FakeClock:
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("forward", 1.0), ("backward", 2.0), ("step", 3.0)])
-def test_a_pass_has_its_own_time_its_context_none_and_rounds_that_fit(name, seconds):
+def test_a_pass_has_its_own_time_and_its_context_none(name, seconds):
     clock = FakeClock()
 
     @contextlib.contextmanager
@@ -45,8 +45,6 @@ def test_a_pass_has_its_own_time_its_context_none_and_rounds_that_fit(name, seco
 
     work = Work(Stages(clock.taking(1.0), clock.taking(2.0), slow), name, [None])
     assert seconds_of(work, clock) == pytest.approx(seconds + clock.TICK)
-    for bounds, rounds in (((2, 50), int(30 / (seconds + clock.TICK))), ((2, 5), 5), ((40, 50), 40)):
-        assert rounds_of(work, clock, Effort(30, *bounds)) == rounds
 
 
 def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
