@@ -1,4 +1,4 @@
-"""`python -m bench.training`: steps per second of the real CAREamics LadderVAE, with upstream's blocks and with ours.
+"""`python -m bench.training`: the time of a step of the real CAREamics LadderVAE, with upstream's blocks and with ours.
 
 Training and prediction; eager, compiled, and captured as a CUDA graph. The variants take turns step by step.
 """

@@ -1,4 +1,4 @@
-"""How time, memory and calls are measured, and that a part of a table never replaces a whole one."""
+"""How time, memory and calls are measured."""
 
 import contextlib
 
@@ -8,8 +8,6 @@ import torch
 from bench.measure.counts import Calls, count_calls
 from bench.measure.memory import bytes_kept, peak_bytes
 from bench.measure.timing import Stages, Work, quantile, seconds_of, take_turns
-from bench.report import results
-from bench.report.results import Table, read_rows
 
 CPU = torch.device("cpu")
 
@@ -94,18 +92,3 @@ def test_peak_bytes_is_the_most_at_once():
         return kept + torch.zeros(mebibyte)
 
     assert peak_bytes(allocate, CPU) == 3 * 2**20
-
-
-def test_a_table_grows_elsewhere_until_it_is_whole(monkeypatch, tmp_path):
-    kept, growing = tmp_path / "results", tmp_path / "growing"
-    monkeypatch.setattr(results, "RESULTS", kept)
-    monkeypatch.setattr(results, "GROWING", growing)
-    kept.mkdir()
-    (kept / "x.csv").write_text("whole")
-    table = Table(kept / "x.csv", ("a", "b"))
-    table.add({"b": 1})
-    assert read_rows(growing / "x.csv") == [{"a": "", "b": "1"}]
-    assert (kept / "x.csv").read_text() == "whole"
-    table.done()
-    assert table.path == kept / "x.csv"
-    assert read_rows(table.path) == [{"a": "", "b": "1"}]
