@@ -19,7 +19,7 @@ from bench import cli
 from bench.careamics import build_model, mmse_loop
 from bench.measure.memory import peak_bytes
 from bench.measure.run_info import environment
-from bench.measure.timing import quantile, seconds_in_turns
+from bench.measure.timing import quantile, seconds_by_name, take_turns
 from bench.report.results import COLUMNS, MMSE, Table, rounded
 from ladder_kernels import patch_model, predict_mmse
 from ladder_kernels.images import plan
@@ -60,7 +60,7 @@ def measure(side: int, samples: int, rounds: int, device: torch.device) -> Itera
     if side > TILE:  # minutes, which tell nothing that one tile does not
         del who[PATCHED]
     runs = {name: partial(way, image) for name, way in who.items()}
-    seconds = seconds_in_turns(runs, [FEW, *[samples] * rounds], device)
+    seconds = seconds_by_name(take_turns(runs, [FEW, *[samples] * rounds], device))
     for name, run in runs.items():
         peak = peak_bytes(partial(run, samples if side <= TILE else FEW), device)
         times = {"rounds": rounds, "median_s": rounded(quantile(seconds[name][1:], 0.5))}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.kernels.cases import LOGVAR_MAX
 from bench.measure.counts import count
-from bench.measure.timing import Stages, Work, quantile, seconds_in_turns
+from bench.measure.timing import Stages, Work, quantile, seconds_by_name, take_turns
 
 WARM_UPS = 3
 
@@ -22,7 +22,8 @@ def block_costs(
     stages = {name: _stages(block, inputs, analytical_kl) for name, block in blocks.items()}
     works = {name: Work(each, "step", [inputs]) for name, each in stages.items()}
     runs = {name: lambda _, work=work: work.run() for name, work in works.items()}
-    seconds = seconds_in_turns(runs, range(WARM_UPS + rounds), device, lambda name, _: works[name].prepare())
+    turns = take_turns(runs, range(WARM_UPS + rounds), device, lambda name, _: works[name].prepare())
+    seconds = seconds_by_name(turns)
     costs = {}
     for name, block in blocks.items():
         passes = count(stages[name], inputs, device, parameters=block.parameters())

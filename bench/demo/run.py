@@ -12,7 +12,7 @@ from bench.demo.block import block_costs
 from bench.measure.run_info import environment
 from bench.measure.timing import quantile, take_turns
 from bench.training import micrograph
-from bench.training.steps import KL_WEIGHT, PEAK_LEARNING_RATE, Training
+from bench.training.steps import Training
 from ladder_kernels import patch_model
 from ladder_kernels.backends import select
 
@@ -79,16 +79,6 @@ def run(settings: dict[str, Any], image: micrograph.Micrograph, device: torch.de
         # Else cuDNN may sum in another order every time, and no two runs of one model agree.
         torch.backends.cudnn.deterministic = True
     q = torch.zeros(1, 2, 1, 1, device=device)
-    settings = {
-        **settings,
-        "data": micrograph.NAME,
-        "noise_std": micrograph.NOISE_STD,
-        "architecture": careamics.ARCHITECTURE,
-        "peak_learning_rate": PEAK_LEARNING_RATE,
-        "kl_weight": KL_WEIGHT,
-        "seed": SEED,
-        "predictions": PREDICTIONS,
-    }
     findings = Findings(settings, environment(device) | {"backend": select.serving(q, q)})
     models = build_models(settings["patch"], settings["analytical_kl"], device)
     _train(findings, models, image, device)

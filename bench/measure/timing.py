@@ -99,16 +99,11 @@ def take_turns(
             yield Turn(name, result, time.perf_counter() - start)
 
 
-def seconds_in_turns(
-    runs: Mapping[str, Callable[[Any], Any]],
-    rounds: Iterable[Any],
-    device: torch.device,
-    prepare: Callable[[str, Any], None] = lambda name, given: None,
-) -> dict[str, list[float]]:
-    """The seconds of every run in every round, as `take_turns` finds them."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in take_turns(runs, rounds, device, prepare):
-        seconds[turn.name].append(turn.seconds)
+def seconds_by_name(turns: Iterable[Turn]) -> dict[str, list[float]]:
+    """The seconds of every run, round by round."""
+    seconds: dict[str, list[float]] = {}
+    for turn in turns:
+        seconds.setdefault(turn.name, []).append(turn.seconds)
     return seconds
 
 

@@ -10,7 +10,7 @@ from bench.careamics import build_model, kl_maps, predict
 from bench.demo import __main__ as demo
 from bench.demo import run
 from bench.training import steps
-from bench.training.micrograph import load_micrograph, psnr, random_patches
+from bench.training.micrograph import load_micrograph, psnr
 
 TINY = ["--steps", "2", "--batch", "1", "--patch", "32", "--device", "cpu"]
 
@@ -69,14 +69,10 @@ def test_what_ends_the_demo_early_is_one_line_and_leaves_nothing_to_be_taken_for
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_micrograph_is_what_the_page_says_and_patches_are_cut_from_it() -> None:
+def test_the_micrograph_is_what_the_page_says() -> None:
     image = load_micrograph()
     torch.testing.assert_close(image.restored(image.normalised()), image.noisy)
     assert psnr(image.noisy, image.clean) == pytest.approx(13.98, abs=0.05)
-    patches = random_patches(torch.arange(12.0).reshape(3, 4), 2, 50, torch.Generator().manual_seed(0))
-    assert patches.shape == (50, 1, 2, 2)
-    assert set(patches[:, 0, 0, 0].tolist()) == {0.0, 1.0, 2.0, 4.0, 5.0, 6.0}
-    assert (patches[:, 0, 1, 1] - patches[:, 0, 0, 0] == 5).all()
 
 
 def test_predict_and_kl_maps_fit_the_image_and_leave_the_model() -> None:

@@ -16,9 +16,7 @@ class FakeClock:
     """Time passes only where somebody says so, and a tick at every look."""
 
     TICK = 1e-3
-
-    def __init__(self):
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self):
         self.now += self.TICK
@@ -50,8 +48,7 @@ def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
     work = Work(Stages(lambda given: seen.append(given) or object()), "sample", ["x", "y"])
     for _ in range(3):
         seconds_of(work, FakeClock())
-    assert seen == ["x", "y", "x"]
-    assert work._result is None
+    assert (seen, work._result) == (["x", "y", "x"], None)
 
 
 def test_runs_take_turns_and_what_is_prepared_is_not_timed(monkeypatch):

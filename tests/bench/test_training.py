@@ -89,8 +89,7 @@ def test_mixed_precision_reaches_the_model() -> None:
 def test_the_learning_rate_rises_and_falls_where_the_length_is_known() -> None:
     factors = [one_cycle(step, 100) for step in range(100)]
     assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
-    assert (factors[9], one_cycle(0, 1)) == (1, 1)
-    assert factors[-1] < 1e-3
+    assert (factors[9], one_cycle(0, 1), round(factors[-1], 3)) == (1, 1, 0)
     step = Training(build_model(32), steps=20)
     step(torch.randn(1, 1, 32, 32))
     assert step.optimizer.param_groups[0]["lr"] == steps.PEAK_LEARNING_RATE * one_cycle(0, 20)
