@@ -75,12 +75,12 @@ def count(
 
     with stages.context():
         peak_forward = peak(lambda: stages.forward(inputs))
-        forward = calls(lambda: results.append(stages.forward(inputs)))
         backward = stages.backward
         if backward is None:
-            return {"sample": peak_forward | forward}
+            return {"sample": peak_forward | calls(lambda: stages.forward(inputs))}
         peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
         kept = {"kept_mib": _mebibytes(bytes_kept(lambda: stages.forward(inputs), parameters))}
+        forward = calls(lambda: results.append(stages.forward(inputs)))
         back = calls(lambda: backward(results.pop(), inputs))
     both = {name: forward[name] + back[name] for name in forward}
     # A backward begins with what its forward left, and that is part of its peak.
