@@ -91,10 +91,10 @@ plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS=
 readme: $(INSTALLED)  ## write the tables of README and docs/performance.md from bench/results. ARGS=--check compares
 	$(BIN)/python -m bench.report.pages $(ARGS)
 
-train: $(INSTALLED)  ## steps per second of the real CAREamics model, with both blocks; ARGS=--quick
+train: $(INSTALLED)  ## time of a step of the real CAREamics model, with both blocks; ARGS=--quick
 	$(BIN)/python -m bench.training $(ARGS)
 
-mmse: $(INSTALLED)  ## mean and spread of many predictions of a micrograph, upstream's loop and ours; ARGS=--quick
+mmse: $(INSTALLED)  ## time and memory of the mean of 16 predictions of an image, upstream's loop and ours; ARGS=--quick
 	$(BIN)/python -m bench.mmse $(ARGS)
 
 WHEEL_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64

@@ -58,14 +58,7 @@ def build_unchecked_loss(kl_weight: float = 1.0, noise_model: nn.Module | None =
 
     def loss(outputs: tuple[Tensor, dict[str, Any]], targets: Tensor) -> dict[str, Tensor]:
         prediction, data = outputs
-        kl = losses.get_kl_divergence_loss(
-            kl_type="kl",
-            topdown_data=data,
-            rescaling="image_dim",
-            aggregation="sum",
-            free_bits_coeff=1.0,
-            img_shape=targets.shape[2:],
-        )
+        kl = losses._get_kl_divergence_loss_denoisplit(data, targets.shape[2:], "kl")
         return {"loss": losses.get_reconstruction_loss(prediction, targets, likelihood) + kl_weight * kl}
 
     return loss

@@ -2,10 +2,13 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+from bench.measure.run_info import default_path
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -57,3 +60,14 @@ def check_folder(parser: Parser, option: str, folder: Path) -> None:
         parser.error(f"argument {option}: cannot make the folder {folder}: {error.strerror}")
     if not os.access(folder, os.W_OK):
         parser.error(f"argument {option}: cannot write to the folder {folder}")
+
+
+def table_options(parser: Parser, arguments: Sequence[str] | None, kind: str, quick: str) -> argparse.Namespace:
+    """The arguments of a command that fills a table of a `kind`: --quick, --device, --results, and its own."""
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--device", type=device, default=default_device(), help="default: the GPU, if any")
+    parser.add_argument("--results", type=Path, help=f"the CSV (bench/results/<machine>-<date>{kind}.csv)")
+    options = parser.parse_args(arguments)
+    options.results = options.results or default_path(options.device, kind, quick=options.quick)
+    check_folder(parser, "--results", options.results.parent)
+    return options

@@ -1,6 +1,7 @@
 """`make bench`: its options, what is timed with which clock, and the file of results."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from bench import cli
 from bench.kernels import cases
 from bench.kernels.cases import GPU, Case
-from bench.kernels.run import EFFORT, QUICK_EFFORT, CaseRun, Row
+from bench.kernels.run import QUICK_SECONDS, SECONDS, CaseRun, Entry, Row
 from bench.measure.run_info import default_path, environment
 from bench.measure.timing import Clock, synchronised_seconds
 from bench.report.results import COLUMNS, KERNELS, Table
@@ -73,35 +74,23 @@ def _say(config: pytest.Config, text: str) -> None:
         print(f"\n{text}", flush=True)
 
 
-class Session:
-    """The file of results, which grows with every test."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        device = _device(config)
-        path = config.getoption("results") or default_path(device, KERNELS, quick=config.getoption("quick"))
-        self.table = Table(path, COLUMNS[KERNELS])
-        self._environment = environment(device)
-        self._written: set[tuple[str, ...]] = set()
-
-    def add_once(self, row: Row) -> None:
-        """A provider that has no times says so in one row, whatever number of tests find it out."""
-        key = tuple(row[name] for name in ("case", "provider", "pass"))
-        if key not in self._written:
-            self._written.add(key)
-            self.table.add(row | self._environment)
-
-
 @pytest.fixture(scope="session")
-def session(pytestconfig: pytest.Config) -> Session:
-    session = Session(pytestconfig)
-    pytestconfig.stash[TABLE] = session.table
-    return session
+def add_row(pytestconfig: pytest.Config) -> Callable[[Row], None]:
+    """Adds a row to the file of results."""
+    device = _device(pytestconfig)
+    path = pytestconfig.getoption("results") or default_path(device, KERNELS, quick=pytestconfig.getoption("quick"))
+    table, machine = Table(path, COLUMNS[KERNELS]), environment(device)
+    pytestconfig.stash[TABLE] = table
+    return lambda row: table.add(row | machine)
 
 
 @pytest.fixture(scope="module")
-def case_run(case: Case, pytestconfig: pytest.Config) -> CaseRun:
-    """The providers of a case, checked."""
+def case_run(case: Case, pytestconfig: pytest.Config, add_row: Callable[[Row], None]) -> CaseRun:
+    """The providers of a case, checked; who has no times has its row."""
     _say(pytestconfig, f"{case.name}: checking its providers")
     device = _device(pytestconfig)
-    effort = QUICK_EFFORT if pytestconfig.getoption("quick") else EFFORT
-    return CaseRun(case, device, effort, _clock(device))
+    found = CaseRun(case, device, QUICK_SECONDS if pytestconfig.getoption("quick") else SECONDS, _clock(device))
+    for entry in found.entries.values():
+        if not isinstance(entry, Entry):
+            add_row(entry)
+    return found

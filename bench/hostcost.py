@@ -19,7 +19,7 @@ from bench.careamics import bare_block
 from bench.kernels.cases import LOGVAR_MAX
 from bench.kernels.providers import SUMS, validation
 from bench.measure.run_info import default_path, environment
-from bench.measure.timing import spread, take_turns
+from bench.measure.timing import seconds_by_name, spread, take_turns
 from bench.report.results import COLUMNS, COMPILED, HOST_COST, Table
 from ladder_kernels import NormalStochasticBlock, VarianceMap, normal_sample_kl, use_backend
 from ladder_kernels.backends import select, triton
@@ -97,14 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
             runs[f"{who}: {name}"] = partial(repeat, call, backend, name)
             runs[f"{who}: {name}"](WARM_UP)
     rounds = 5 if options.quick else 40
-    seconds: dict[str, list[float]] = {key: [] for key in runs}
-    for turn in take_turns(runs, [TIMED] * rounds, CPU, lambda key, _: runs[key](UNTIMED)):
-        seconds[turn.name].append(turn.seconds / TIMED)
-    results, machine = options.results or default_path(CPU, HOST_COST, quick=options.quick), environment(CPU)
-    table = Table(results, COLUMNS[HOST_COST])
-    for key, found in seconds.items():
+    turns = take_turns(runs, [TIMED] * rounds, CPU, lambda key, _: runs[key](UNTIMED))
+    results = options.results or default_path(CPU, HOST_COST, quick=options.quick)
+    table, machine = Table(results, COLUMNS[HOST_COST]), environment(CPU)
+    for key, found in seconds_by_name(turns).items():
         who, name = key.split(": ")
-        figures = spread(found, "us")
+        figures = spread([each / TIMED for each in found], "us")
         table.add({"who": who, "pass": name, "rounds": rounds, **figures, **machine})
         print(f"{key:40}" + "".join(f"{value:8.1f}" for value in figures.values()))
     table.done()

@@ -1,10 +1,10 @@
 """`python -m bench.audit`: what the GPU kernels cost, read from their machine code on a machine without a GPU.
 
 The Triton kernels are compiled here, the CUDA C++ kernels are taken out of the built library (`make cuda`). Of every
-kernel: registers, stack, spills, shared memory, and of its main loop the instructions per latent, the width of the
-global accesses, and which bound an H200 meets first. What a block does once is not in these: a small latent has a tile
-or two a block, and pays as much again. Any two options meet in a row; of the CUDA kernels all are read. Fails where a
-kernel breaks a budget, and with `--check` where the stored table is not that of these kernels.
+kernel: registers, stack, spills, shared memory, and of its main loop the instructions per latent and the width of the
+global accesses. What a block does once is not in these: a small latent has a tile or two a block, and pays as much
+again. Any two options meet in a row; of the CUDA kernels all are read. Fails where a kernel breaks a budget, and with
+`--check` where the stored table is not that of these kernels.
 """
 
 import argparse

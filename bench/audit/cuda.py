@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.audit.machine_code import KernelCost, nvidia_costs, run_tool
-from bench.audit.table import VALUES, Variant, row
+from bench.audit.machine_code import KernelCost, kernel_costs, run_tool
+from bench.audit.table import TARGETS, Variant, row
 from ladder_kernels.backends.native import path_of
 from tests.pairwise import Row, covering_rows
 
 CHOICES = ("target", "kernel", "dtype")  # and up to three options
-TARGETS = {"sm_80", "sm_90", "sm_100"}
 # csrc/cuda/plan.h, vector_width: the elements of a thread in one turn of the loop.
 WIDTH = 8
 # In mangled names. Kernels that move single elements look every dtype up as they run.
@@ -25,10 +24,6 @@ DTYPES = {
     "sums_kernelIf": "float32",
     "sums_kernelId": "float64",
 }
-# Of all values moved per latent, those of p and of its gradient; and those that a mode or a given latent moves besides:
-# a mode's sample reads means alone, and a latent has a gradient.
-VALUES_OF_P = {"forward": 2, "backward": 4, "sample": 0}
-VALUES_OF_DRAW = {("sample", "mode"): -1, ("backward", "latent"): 1}
 
 
 def extract_cubins(folder: str) -> list[str]:
@@ -44,7 +39,7 @@ def audit(cubin: str) -> list[dict[str, Any]]:
     """The rows of one file."""
     version = re.search(rb"release [\d.]+, V([\d.]+)", Path(cubin).read_bytes())
     compiler = f"nvcc {version.group(1).decode()}" if version else "nvcc"
-    return [_row(_target(cubin), symbol, cost, compiler) for symbol, cost in nvidia_costs(cubin).items()]
+    return [_row(_target(cubin), symbol, cost, compiler) for symbol, cost in kernel_costs(cubin).items()]
 
 
 def _target(cubin: str) -> str:
@@ -60,17 +55,15 @@ def _row(target: str, symbol: str, cost: KernelCost, compiler: str) -> dict[str,
     one_p = direction == "backward" and re.search(r"ELb1EEEv", symbol) is not None
     path = re.search(r"OptionsILNS_4DrawE(\d)ELNS_2KLE(\d)ELNS_8VarianceE(\d)EEELb(\d)E", symbol)
     if path is None:
-        return row(Variant("cuda", target, direction + ", one p" * one_p, name, ""), cost, None, 0, compiler)
+        return row(Variant("cuda", target, direction + ", one p" * one_p, name, ""), cost, None, compiler)
     draw, kl, variance, p = map(int, path.groups())
     options = [("stable", "exp", "logstd", "softplus")[variance], ("noise", "latent", "mode")[draw]]
     if direction != "sample":  # which never has a KL; a forward pass without one is a block's prediction
         options.append("one p" if one_p else "p" if p else "no p")
         direction += f" {('none', 'mc', 'analytic')[kl]}"
-    values = VALUES[kernel[1]] - (not p) * VALUES_OF_P[kernel[1]] + VALUES_OF_DRAW.get((kernel[1], options[1]), 0)
-    size = values * (4 if name == "float32" else 2)
     # With one p for all samples, a turn of the loop begins anew with another sample.
     latents = None if one_p else WIDTH
-    return row(Variant("cuda", target, direction, name, ", ".join(options)), cost, latents, size, compiler)
+    return row(Variant("cuda", target, direction, name, ", ".join(options)), cost, latents, compiler)
 
 
 def covering(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -19,28 +18,19 @@ class KernelCost(NamedTuple):
     """Of the global traffic, what moves 128 bits a thread; the rest is sums and scalars."""
 
 
-def nvidia_costs(cubin: str) -> dict[str, KernelCost]:
+def kernel_costs(cubin: str) -> dict[str, KernelCost]:
     """The cost of every kernel in a file of machine code, by its mangled name."""
     usage = dict(re.findall(r"Function (\S+):\s*(.*)", run_tool("cuobjdump", "-res-usage", cubin)))
     sections = re.split(r"^\s*\.section\s+\.text\.", run_tool("nvdisasm", "-c", cubin), flags=re.MULTILINE)[1:]
     named = {section.split(",")[0].strip('"\t '): section for section in sections}
     # Code that several kernels share has a section, but no usage, of its own.
-    return {name: _nvidia_cost(sass, usage[name]) for name, sass in named.items() if name in usage}
+    return {name: _cost(sass, usage[name]) for name, sass in named.items() if name in usage}
 
 
-def _nvidia_cost(sass: str, usage: str) -> KernelCost:
+def _cost(sass: str, usage: str) -> KernelCost:
     registers, stack, shared = (_number(rf"{name}:(\d+)", usage) for name in ("REG", "STACK", "SHARED"))
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-    loop = _main_loop(sass, r"\s*(\.L_x_\d+):", r"\s*/\*[0-9a-f]+\*/\s+(.*?);", r"BRA.*?(\.L_x_\d+)", _nvidia_bits)
-    return KernelCost(registers, stack, spills, shared, *loop)
-
-
-def amd_cost(assembly: str, shared: int) -> KernelCost:
-    """The cost of one AMD kernel from its assembly."""
-    names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
-    registers, stack, spills = (_number(rf"\.{name}:\s+(\d+)", assembly) for name in names)
-    patterns = (r"(\.LBB\d+_\d+):", r"\t([a-z]\w+.*)", r"s_c?branch\w* (\.LBB\d+_\d+)")
-    return KernelCost(registers, stack, spills, shared, *_main_loop(assembly, *patterns, _amd_bits))
+    return KernelCost(registers, stack, spills, shared, *_main_loop(sass))
 
 
 def run_tool(name: str, *arguments: str, folder: str | None = None) -> str:
@@ -52,9 +42,7 @@ def run_tool(name: str, *arguments: str, folder: str | None = None) -> str:
     return result.stdout + result.stderr
 
 
-def _main_loop(
-    text: str, label: str, instruction: str, branch: str, bits_of: Callable[[str], int]
-) -> tuple[int, float | None]:
+def _main_loop(sass: str) -> tuple[int, float | None]:
     """Length and wide share of the stretch that moves the most data of those that a branch leads back over.
 
     A loop of the epilogue can be longer. Where no loop moves any it is the length of the whole kernel.
@@ -62,34 +50,25 @@ def _main_loop(
     lines: list[str] = []
     labels: dict[str, int] = {}
     best = (0, 0, 0.0)
-    for line in text.splitlines():
-        if match := re.match(label, line):
+    for line in sass.splitlines():
+        if match := re.match(r"\s*(\.L_x_\d+):", line):
             labels[match[1]] = len(lines)
-        elif match := re.match(instruction, line):
+        elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
             lines.append(match[1])
-            target = re.search(branch, match[1])
+            target = re.search(r"BRA.*?(\.L_x_\d+)", match[1])
             if target and target[1] in labels:
-                bits = [bits_of(each) for each in lines[labels[target[1]] :]]
+                bits = [_bits(each) for each in lines[labels[target[1]] :]]
                 best = max(best, (sum(bits), len(bits), 128 * bits.count(128) / (sum(bits) or 1)))
     return best[1:] if best[0] else (sum(not each.startswith("NOP") for each in lines), None)
 
 
-def _nvidia_bits(instruction: str) -> int:
+def _bits(instruction: str) -> int:
     """Width of LDG.E.128 and the like; plain ones move 32 bits, and what is no access none."""
     name = re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].split(".")
     if name[0] not in ("LDG", "STG", "LD", "ST"):
         return 0
     widths = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
     return next((bits for suffix, bits in widths.items() if suffix in name), 32)
-
-
-def _amd_bits(instruction: str) -> int:
-    match = re.match(r"(?:global|buffer)_(?:load|store)_(?:dword(?:x(\d))?|(\w+))", instruction)
-    if match is None:
-        return 0
-    if match[2]:
-        return 16 if re.search("short|b16|d16", match[2]) else 8
-    return 32 * int(match[1] or 1)
 
 
 def _number(pattern: str, text: str) -> int:

@@ -8,16 +8,11 @@ from bench.report.results import RESULTS, Table
 
 TABLE = RESULTS / "audit.csv"
 WIDE_SHARE = 0.95
+TARGETS = {"sm_80", "sm_90", "sm_100"}
 BUDGETS_TARGET = "sm_90"
 # Instructions per latent there. A softplus has a logarithm's polynomial for q and for p beside the logarithms.
 BUDGETS = {"forward": 85, "backward": 120}
 BUDGETS_OF_SOFTPLUS = {"forward": 115, "backward": 135}
-
-# An H200: copy bandwidth, and thread instructions issued per second.
-COPY_BYTES_PER_SECOND = 4.3e12
-INSTRUCTIONS_PER_SECOND = 215e9 * 135
-# Values moved per latent: q and p read, z written; q, p, grad z read, both gradients written; q read, z written.
-VALUES = {"forward": 5, "backward": 9, "sample": 3}
 
 
 class Variant(NamedTuple):
@@ -30,24 +25,15 @@ class Variant(NamedTuple):
     options: str
 
 
-def row(
-    variant: Variant, cost: KernelCost, latents: float | None, bytes_per_latent: float, compiler: str
-) -> dict[str, Any]:
+def row(variant: Variant, cost: KernelCost, latents: float | None, compiler: str) -> dict[str, Any]:
     """One line. `latents` of a thread in a turn of its main loop; None where the loop says nothing about them."""
-    per_latent = round(cost.instructions / latents, 1) if latents else ""
     return {
         **variant._asdict(),
         **{"registers": cost.registers, "stack": cost.stack, "spills": cost.spills, "shared": cost.shared},
         "wide_access_share": round(cost.wide_share, 3) if latents and cost.wide_share is not None else "",
-        "instructions_per_latent": per_latent,
-        "h200_loop_bound": _bound(per_latent, bytes_per_latent) if latents and variant.target == BUDGETS_TARGET else "",
+        "instructions_per_latent": round(cost.instructions / latents, 1) if latents else "",
         "compiler": compiler,
     }
-
-
-def _bound(instructions: Any, size: float) -> str:
-    """What keeps an H200 busy longer in the loop. What a block does once comes on top, and is not in it."""
-    return "memory" if size / COPY_BYTES_PER_SECOND >= instructions / INSTRUCTIONS_PER_SECOND else "issue"
 
 
 def name(line: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ import itertools
 import tempfile
 from typing import Any, Literal
 
-from bench.audit.machine_code import amd_cost, nvidia_costs
-from bench.audit.table import BUDGETS_TARGET, VALUES, Variant, row
+from bench.audit.machine_code import kernel_costs
+from bench.audit.table import BUDGETS_TARGET, TARGETS, Variant, row
 from ladder_kernels.variance import KINDS, VarianceMap
-from tests.fake_gpu import TARGETS, compiled_launches, install
+from tests.fake_gpu import compiled_launches, install
 from tests.pairwise import Factors, covering_rows
 
 # A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
@@ -21,8 +21,6 @@ KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
     "analytic": "analytic",
     "none": "none",
 }
-
-
 # Components and coefficients of a mixture likelihood, of a batch of denoiSplit.
 MIXTURES = ((1, 1), (3, 2), (4, 3))
 MIXTURE_KERNELS = ("mixture forward", "mixture backward", "mixture backward, weight")
@@ -32,7 +30,7 @@ PIXELS = (32, 2, 64, 64)
 def variants() -> list[Variant]:
     """Every pair of choices on the target of the budgets, and once more on the others together."""
     choices: Factors = {"kernel": KERNELS, "kind": KINDS, "dtype": DTYPES, "layout": LAYOUTS}
-    others = sorted(TARGETS.keys() - {BUDGETS_TARGET})
+    others = sorted(TARGETS - {BUDGETS_TARGET})
     rows: list[Any] = [row | {"target": BUDGETS_TARGET} for row in covering_rows(choices, lambda row: True)]
     rows += covering_rows({"target": others, **choices}, lambda row: True)
     mixtures = itertools.product(MIXTURE_KERNELS, DTYPES[:2], MIXTURES)
@@ -55,26 +53,15 @@ def audit(variant: Variant) -> dict[str, Any]:
     mixture = variant.kernel in MIXTURE_KERNELS
     # The first launch: after forward's comes that of its reduction.
     compiled, (*_, mode) = compiled_launches(lambda: _call_mixture(variant) if mixture else _call(variant))[0]
-    shared = compiled.metadata.shared
-    if variant.target.startswith("gfx"):
-        cost = amd_cost(compiled.asm["amdgcn"], shared)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            (cost,) = nvidia_costs(file.name).values()
-        # Given at launch, so that the file does not know it.
-        cost = cost._replace(shared=shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (cost,) = kernel_costs(file.name).values()
+    # Given at launch, so that the file does not know it.
+    cost = cost._replace(shared=compiled.metadata.shared)
     threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
-    size = 4 if variant.dtype == "float32" else 2
-    if mixture:
-        # x and the signal are read; backward what arrives in float32, too. The likelihood, or a gradient, is written.
-        pixel = 2 * size + (4 if variant.kernel == "mixture forward" else 4 + size)
-        return row(variant, cost, mode.block.value / threads, pixel, f"triton {triton.__version__}")
-    latents = mode.block_rows.value * mode.block_columns.value / threads
-    direction, _, kl = variant.kernel.partition(" ")
-    values = VALUES["sample" if kl == "none" else direction]
-    return row(variant, cost, latents, values * size, f"triton {triton.__version__}")
+    at_once = mode.block.value if mixture else mode.block_rows.value * mode.block_columns.value
+    return row(variant, cost, at_once / threads, f"triton {triton.__version__}")
 
 
 def _call(variant: Variant) -> None:

@@ -11,7 +11,7 @@ from matplotlib.gridspec import GridSpec
 
 from bench.careamics import LEVELS
 from bench.demo.run import CONTROL, OURS, UPSTREAM, Findings
-from bench.demo.table import groups
+from bench.demo.table import console_table
 from bench.report.figures import BASE, OUR_COLOUR, UPSTREAM_COLOUR
 
 INK, FAINT, LINE = "#1d2430", "#667085", "#dde2ea"
@@ -42,7 +42,7 @@ def draw(findings: Findings, path: Path) -> None:
         _images(figure, findings)
         _kl_maps(figure, findings)
         _curves(figure, findings)
-        _table(figure, findings)
+        figure.text(0.485, 0.285, console_table(findings), size=9, family="monospace", va="top", linespacing=1.9)
         figure.savefig(path, dpi=150)
 
 
@@ -61,9 +61,8 @@ def _heading(figure: Figure, findings: Findings) -> None:
         size=15,
         color=FAINT,
     )
-    versions = environment["versions"]
-    libraries = [f"{name} {versions[name]}" for name in ("ladder_kernels", "torch", "careamics")]
-    footer = [environment["device"], f"backend {environment['backend']}", *libraries, environment["date"][:10]]
+    named = [f"{name} {environment[name]}" for name in ("backend", "ladder_kernels", "torch", "careamics")]
+    footer = [environment["device"], *named, environment["date"]]
     figure.text(RIGHT, 0.012, "   ·   ".join(footer), size=11, color=FAINT, ha="right")
 
 
@@ -124,26 +123,3 @@ def _curves(figure: Figure, findings: Findings) -> None:
     for axes in (upper, lower):
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.margins(x=0.01)
-
-
-def _table(figure: Figure, findings: Findings) -> None:
-    axes = figure.add_axes((0.49, 0.055, RIGHT - 0.49, 0.26))
-    axes.axis("off")
-    columns: list[tuple[float, dict[str, Any]]] = [
-        (0.0, {"ha": "left"}),
-        (0.52, {"ha": "right", "color": COLOURS[UPSTREAM]}),
-        (0.75, {"ha": "right", "color": COLOURS[OURS]}),
-        (1.0, {"ha": "right", "weight": "bold"}),
-    ]
-    lines: list[tuple[str, ...]] = [("", UPSTREAM, OURS, "")]
-    for heading, rows in groups(findings):
-        lines += [(heading,), *rows]
-    for number, line in enumerate(lines):
-        y = 1 - number / 12.5
-        if len(line) == 1:
-            axes.axhline(y + 0.045, color=LINE, linewidth=1)
-            axes.text(0, y, line[0], size=11, color=FAINT, va="center")
-            continue
-        for (x, look), text in zip(columns, line, strict=True):
-            axes.text(x, y, text, size=14, va="center", **look)
-    axes.set(xlim=(0, 1), ylim=(0, 1.03))

@@ -1,6 +1,5 @@
 """The demo's measurements: the same model trained with either block, its blocks measured, a micrograph denoised."""
 
-import datetime
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +8,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench import careamics
-from bench.demo.block import BlockCost, BlockRun, block_costs
-from bench.measure.run_info import device_name
+from bench.demo.block import block_costs
+from bench.measure.run_info import environment
 from bench.measure.timing import quantile, take_turns
 from bench.training import micrograph
-from bench.training.steps import KL_WEIGHT, PEAK_LEARNING_RATE, Training
-from ladder_kernels import info, patch_model
+from bench.training.steps import Training
+from ladder_kernels import patch_model
 from ladder_kernels.backends import select
 
 UPSTREAM, OURS = "upstream", "ladder_kernels"
@@ -29,7 +28,6 @@ SHOWN_SIDE = 192
 PREDICTIONS = 16
 KL_SAMPLES = 8
 BLOCK_ROUNDS = 30
-BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
 
 
 @dataclass
@@ -41,14 +39,14 @@ class Findings:
     losses: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*NAMES, CONTROL)})
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*NAMES, CONTROL)})
     block_latent: tuple[int, ...] = ()
-    block: dict[str, BlockCost] = field(default_factory=dict)
+    block: dict[str, dict[str, float]] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
     psnr: dict[str, float] = field(default_factory=dict)
     kl_maps: list[Tensor] = field(default_factory=list)
 
-    def step_seconds(self) -> dict[str, float]:
+    def step_ms(self) -> dict[str, float]:
         """The median time of a step after the warm-up, or of all where there are no more."""
-        return {name: quantile(self.seconds[name][WARM_UP_STEPS:] or self.seconds[name], 0.5) for name in NAMES}
+        return {name: 1e3 * quantile(self.seconds[name][WARM_UP_STEPS:] or self.seconds[name], 0.5) for name in NAMES}
 
     def differences(self) -> dict[str, list[float]]:
         """How far our loss and the control's are from upstream's at every step, relative to upstream's."""
@@ -62,9 +60,9 @@ class Findings:
         return {
             **self.environment,
             "settings": self.settings,
-            "median_step_seconds": self.step_seconds(),
+            "median_step_ms": self.step_ms(),
             "block_latent": self.block_latent,
-            "block": {name: cost._asdict() for name, cost in self.block.items()},
+            "block": self.block,
             "psnr_db": self.psnr,
             "relative_loss_differences": self.differences(),
             "losses": self.losses,
@@ -80,7 +78,8 @@ def run(settings: dict[str, Any], image: micrograph.Micrograph, device: torch.de
     if device.type == "cuda":
         # Else cuDNN may sum in another order every time, and no two runs of one model agree.
         torch.backends.cudnn.deterministic = True
-    findings = Findings(settings | _training_settings(), _environment(device))
+    q = torch.zeros(1, 2, 1, 1, device=device)
+    findings = Findings(settings, environment(device) | {"backend": select.serving(q, q)})
     models = build_models(settings["patch"], settings["analytical_kl"], device)
     _train(findings, models, image, device)
     print("measuring one stochastic block of each ...", flush=True)
@@ -88,28 +87,6 @@ def run(settings: dict[str, Any], image: micrograph.Micrograph, device: torch.de
     print(f"denoising: mean of {PREDICTIONS} predictions of each ...", flush=True)
     _denoise(findings, models, image, device)
     return findings
-
-
-def _training_settings() -> dict[str, Any]:
-    return {
-        "data": micrograph.NAME,
-        "noise_std": micrograph.NOISE_STD,
-        "architecture": careamics.ARCHITECTURE,
-        "peak_learning_rate": PEAK_LEARNING_RATE,
-        "kl_weight": KL_WEIGHT,
-        "seed": SEED,
-        "predictions": PREDICTIONS,
-    }
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    q = torch.zeros(1, 2, 1, 1, device=device)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(device),
-        "backend": select.serving(q, q),
-        "versions": info.collect()["versions"],
-    }
 
 
 def build_models(patch: int, analytical_kl: bool, device: torch.device) -> dict[str, nn.Module]:
@@ -138,23 +115,20 @@ def _train(
         torch.manual_seed(SEED + len(findings.losses[name]))
 
     # Without a terminal there is nobody to watch a bar.
-    with tqdm(total=steps, bar_format=BAR, disable=None) as bar:
+    with tqdm(total=steps, desc="training", disable=None) as bar:
         for turn in take_turns({name: Training(models[name], steps=steps) for name in models}, rounds, device, prepare):
             findings.losses[turn.name].append(turn.result.item())
             findings.seconds[turn.name].append(turn.seconds)
-            bar.set_postfix_str(f"{turn.name} {1e3 * turn.seconds:.0f} ms", refresh=False)
             bar.update(turn.name == CONTROL)
 
 
 def _measure_blocks(findings: Findings, models: dict[str, nn.Module], device: torch.device) -> None:
     """The cost of the block with the largest latent, upstream's and ours."""
     batch, patch, analytical_kl = (findings.settings[name] for name in ("batch", "patch", "analytical_kl"))
-    runs = {
-        name: BlockRun(careamics.bottom_block(models[name]), batch, patch // 2, analytical_kl=analytical_kl)
-        for name in NAMES
-    }
-    findings.block_latent = (batch, careamics.ARCHITECTURE["z_dims"][0], patch // 2, patch // 2)
-    findings.block = block_costs(runs, device, rounds=BLOCK_ROUNDS)
+    blocks: dict[str, Any] = {name: careamics.bottom_block(models[name]) for name in NAMES}
+    shape = (batch, blocks[UPSTREAM].conv_in_q.weight.shape[1], patch // 2, patch // 2)
+    findings.block_latent = (batch, careamics.ARCHITECTURE["z_dims"][0], *shape[2:])
+    findings.block = block_costs(blocks, shape, device, rounds=BLOCK_ROUNDS, analytical_kl=analytical_kl)
 
 
 def _denoise(

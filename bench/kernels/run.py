@@ -1,36 +1,25 @@
 """One case of the benchmark: every provider is checked and counted once, before any of its passes is timed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.audit.table import VALUES
-from bench.kernels.cases import GPU, Case, Inputs, make_inputs
+from bench.kernels.cases import GPU, Case, make_inputs
 from bench.kernels.check import fault
 from bench.kernels.providers import PROVIDERS, Provider
-from bench.measure.launches import count_calls, count_launches
-from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Clock, Effort, Stages, Work, copying, quantile, rounds_of, seconds_of, spread
+from bench.measure.counts import count
+from bench.measure.timing import Clock, Stages, Work, copy_seconds, quantile, seconds_of, spread
 from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line, rounded
 
-EFFORT = Effort(seconds=1, least=5, most=100)
-QUICK_EFFORT = Effort(seconds=0.3, least=5, most=50)
+SECONDS, QUICK_SECONDS = 1.0, 0.3  # that a pass is timed for, but with so many rounds:
+LEAST, MOST = 5, 100
+# Values moved per latent: q and p read, z written; q, p, grad z read, both gradients written; q read, z written.
+VALUES = {"forward": 5, "backward": 9, "sample": 3}
 MOST_SETS = 64
 
 Row = dict[str, Any]
 """A row of the table: a pass of a provider, or why there is none."""
-
-
-class Counts(NamedTuple):
-    """Of one pass of a provider; None where nothing could be counted."""
-
-    peak_mib: float | None = None
-    """Beyond the inputs; measured on GPUs only."""
-    kept_mib: float | None = None
-    launches: int | None = None
-    """GPU: kernels. CPU: calls of torch's dispatcher."""
-    synchronisations: int | None = None
 
 
 class Entry(NamedTuple):
@@ -38,7 +27,7 @@ class Entry(NamedTuple):
 
     provider: Provider
     stages: Stages
-    counts: dict[str, Counts]
+    counts: dict[str, dict[str, Any]]
     """By pass."""
 
 
@@ -46,16 +35,16 @@ class CaseRun:
     """A case on a device: its inputs, and of every provider an `Entry`, or the row that says why there is none."""
 
     def __init__(
-        self, case: Case, device: torch.device, effort: Effort, clock: Clock, providers: Sequence[Provider] = PROVIDERS
+        self, case: Case, device: torch.device, seconds: float, clock: Clock, providers: Sequence[Provider] = PROVIDERS
     ) -> None:
         torch.compiler.reset()  # or after a few shapes it stops compiling, and runs eagerly without a word
         sets = 1
         if device.type == GPU:
             torch.cuda.empty_cache()  # what the case before left lies in pieces
             sets = input_sets(case, torch.cuda.get_device_properties(device).L2_cache_size)
-        self.case, self._device, self._effort, self._clock = case, device, effort, clock
+        self.case, self._device, self._seconds, self._clock = case, device, seconds, clock
         self._inputs = [make_inputs(case, device, seed) for seed in range(sets)]
-        self._bandwidths: dict[int, float] = {}
+        self._copies: dict[int, float] = {}  # seconds by bytes
         self.entries = {provider.name: self._enter(provider) for provider in providers}
 
     def _enter(self, provider: Provider) -> Entry | Row:
@@ -68,28 +57,32 @@ class CaseRun:
             reason = fault(provider, stages, self.case, self._inputs[0])
             if reason is not None:
                 return self._row(provider, WRONG, reason=reason)
-            return Entry(provider, stages, count(provider, stages, self._inputs[0]))
+            counts = count(stages, self._inputs[0], self._device, compiled=provider.compiled)
+            return Entry(provider, stages, counts)
         except Exception as error:  # a provider may raise anything, a compiler most of all
-            return self.failure(provider, error)
+            return self.failure(provider, self.case.passes[-1], error)
 
     def work(self, entry: Entry, pass_name: str) -> Work:
         """A pass as what is timed, on one set of inputs after the other."""
         return Work(entry.stages, pass_name, self._inputs)
 
     def rounds(self, work: Work) -> int:
-        return rounds_of(work, self._clock, self._effort)
+        """How many fit, judged by one; the check and the count have warmed everything up before."""
+        return min(max(int(self._seconds / max(seconds_of(work, self._clock), 1e-9)), LEAST), MOST)
 
     def result(self, entry: Entry, pass_name: str, seconds: Sequence[float]) -> Row:
         """The row of a pass whose rounds took `seconds`."""
-        size, counts = bytes_moved(self.case, entry.provider, pass_name), entry.counts[pass_name]
-        speed, copied = size / quantile(seconds, 0.5), self._copy_bandwidth(size)
-        cells = {"pass": pass_name, "bytes": size, "rounds": len(seconds), **spread(seconds, "us"), **counts._asdict()}
-        shares = {"gb_per_s": 1e-9 * speed, "copy_gb_per_s": 1e-9 * copied, "copy_share": speed / copied}
-        return self._row(entry.provider, OK, **cells, **{name: rounded(value) for name, value in shares.items()})
+        size = bytes_moved(self.case, entry.provider, pass_name)
+        if size not in self._copies:
+            self._copies[size] = copy_seconds(size, self._device, len(self._inputs), self._clock)
+        copy = self._copies[size]
+        cells = {"pass": pass_name, "bytes": size, "rounds": len(seconds), **spread(seconds, "us")}
+        cells |= {"copy_gb_per_s": rounded(1e-9 * size / copy), "copy_share": rounded(copy / quantile(seconds, 0.5))}
+        return self._row(entry.provider, OK, **cells, **entry.counts[pass_name])
 
-    def failure(self, provider: Provider, error: Exception) -> Row:
+    def failure(self, provider: Provider, pass_name: str, error: Exception) -> Row:
         """The row of what raised."""
-        return self._row(provider, FAILED, reason=one_line(error))
+        return self._row(provider, FAILED, reason=one_line(error), **{"pass": pass_name})
 
     def _row(self, provider: Provider, status: str, **cells: Any) -> Row:
         case = self.case
@@ -101,14 +94,6 @@ class CaseRun:
             **{"provider": provider.name, "pass": case.passes[-1], "status": status},
             **cells,
         }
-
-    def _copy_bandwidth(self, size: int) -> float:
-        """Bytes per second of a copy that moves as many as a pass does, by the same clock; measured once."""
-        if size not in self._bandwidths:
-            work = Work(copying(size, self._device, len(self._inputs)), "forward", self._inputs)
-            seconds = [seconds_of(work, self._clock) for _ in range(self.rounds(work))]
-            self._bandwidths[size] = size / quantile(seconds, 0.5)
-        return self._bandwidths[size]
 
 
 def input_sets(case: Case, l2_bytes: int) -> int:
@@ -132,40 +117,3 @@ def bytes_moved(case: Case, provider: Provider, name: str) -> int:
         return bytes_moved(case, provider, "forward") + bytes_moved(case, provider, "backward")
     noise = 0 if not provider.noise_is_stored else 4 if name == "backward" else 8
     return case.latents * (VALUES[name] * case.dtype.itemsize + noise)
-
-
-def count(provider: Provider, stages: Stages, inputs: Inputs) -> dict[str, Counts]:
-    """Memory and launches of every pass."""
-    gpu = inputs.q.device.type == GPU
-    results: list[Any] = []
-
-    def forward() -> None:
-        results[:] = [stages.forward(inputs)]
-
-    def calls(run: Callable[[], Any]) -> Sequence[int | None]:
-        # On a CPU a compiled function does not go through the dispatcher.
-        return count_launches(run) if gpu else (None, None) if provider.compiled else count_calls(run)
-
-    def peak(run: Callable[[], Any]) -> float | None:
-        return _mebibytes(peak_bytes(run, inputs.q.device)) if gpu else None
-
-    with stages.context():
-        peak_forward = peak(lambda: stages.forward(inputs))
-        if stages.backward is None:
-            return {"sample": Counts(peak_forward, None, *calls(forward))}
-        backward = stages.backward
-        peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
-        kept = _mebibytes(bytes_kept(lambda: stages.forward(inputs)))
-        forward_calls = calls(forward)
-        backward_calls = calls(lambda: backward(results.pop(), inputs))
-    both = [None if x is None or y is None else x + y for x, y in zip(forward_calls, backward_calls, strict=True)]
-    return {
-        "forward": Counts(peak_forward, kept, *forward_calls),
-        # A backward begins with what its forward left, and that is part of its peak.
-        "backward": Counts(peak_step, kept, *backward_calls),
-        "step": Counts(peak_step, kept, *both),
-    }
-
-
-def _mebibytes(size: int | None) -> float | None:
-    return None if size is None else rounded(size / 2**20)

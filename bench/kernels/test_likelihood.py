@@ -3,18 +3,18 @@
 Two channels, for each a mixture of 3 Gaussians whose parameters have 2 coefficients: what denoiSplit trains with.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from bench import cli
-from bench.conftest import Session
 from bench.kernels.cases import CPU, GPU
-from bench.measure import launches
-from bench.measure.memory import bytes_kept
-from bench.measure.timing import spread, synchronize
-from bench.report.results import OK, rounded
+from bench.kernels.run import Row
+from bench.measure.counts import count
+from bench.measure.timing import Stages, spread, synchronize
+from bench.report.results import OK
 from ladder_kernels import patch_model, use_backend
 from tests.careamics_models import noise_model_likelihood
 
@@ -41,7 +41,9 @@ PROVIDERS = (
 
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
-def test_likelihood(benchmark: Any, session: Session, provider: Provider, pytestconfig: pytest.Config) -> None:
+def test_likelihood(
+    benchmark: Any, add_row: Callable[[Row], None], provider: Provider, pytestconfig: pytest.Config
+) -> None:
     device = pytestconfig.getoption("device") or cli.default_device()
     if device.type not in provider.devices:
         pytest.skip("there is no GPU")
@@ -53,25 +55,23 @@ def test_likelihood(benchmark: Any, session: Session, provider: Provider, pytest
     prediction, target, incoming = (torch.randn(SHAPE, device=device) for _ in range(3))
     prediction.requires_grad_()
 
-    def step(function: Any) -> Any:
-        value, _ = function(prediction, target)
-        found = torch.autograd.grad(value, prediction, incoming)[0]
-        synchronize(device)
-        return value, found
+    def backward(value: Any, _: Any = None) -> Any:
+        return torch.autograd.grad(value, prediction, incoming)
 
-    expected = step(upstream)
-    function: Any = likelihood
+    def step(function: Any) -> tuple[Any, ...]:
+        value, _ = function(prediction, target)
+        (gradient,) = backward(value)
+        synchronize(device)
+        return value, gradient
+
     if provider.backend is not None:
         patch_model(likelihood)
-    if provider.compiled:
-        function = torch.compile(likelihood, dynamic=False)
+    function: Any = torch.compile(likelihood, dynamic=False) if provider.compiled else likelihood
     with use_backend(provider.backend or "torch"):
-        for found, each in zip(step(function), expected, strict=True):
-            torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-4 * each.abs().max().item())
-        kept = bytes_kept(lambda: function(prediction, target))
-        count = launches.count_launches if device.type == GPU else launches.count_calls
-        # On a CPU a compiled function does not go through the dispatcher.
-        calls = None if provider.compiled and device.type == CPU else count(lambda: step(function))
+        for found, expected in zip(step(function), step(upstream), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        stages = Stages(lambda _: function(prediction, target)[0], backward)
+        counts = count(stages, None, device, compiled=provider.compiled)["step"]
         benchmark.group, benchmark.name = "likelihood, step", provider.name
         benchmark.pedantic(step, (function,), rounds=ROUNDS, warmup_rounds=3)
     if benchmark.stats is None:  # with --benchmark-disable
@@ -79,6 +79,4 @@ def test_likelihood(benchmark: Any, session: Session, provider: Provider, pytest
     batch, channels, *space = SHAPE
     row = {"case": "likelihood", "provider": provider.name, "pass": "step", "status": OK, "rounds": ROUNDS}
     row |= {"batch": batch, "channels": channels, "space": "x".join(map(str, space)), "dtype": "float32"}
-    row |= spread(benchmark.stats.stats.data, "us") | {"bytes": BYTES}
-    row |= {"kept_mib": rounded(kept / 2**20), "launches": calls and calls.total}
-    session.add_once(row)
+    add_row(row | counts | {"bytes": BYTES} | spread(benchmark.stats.stats.data, "us"))

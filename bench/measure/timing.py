@@ -11,6 +11,7 @@ import torch
 
 from bench.report.results import rounded
 
+COPIES = 50
 Clock = Callable[[], float]
 """Seconds, once all work is done that was asked for before."""
 
@@ -22,14 +23,6 @@ class Stages(NamedTuple):
     backward: Callable[[Any, Any], Any] | None = None
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     """Entered around all rounds, outside of what is timed."""
-
-
-class Effort(NamedTuple):
-    """How long a pass may be timed: rounds for about `seconds`, but between `least` and `most` of them."""
-
-    seconds: float
-    least: int
-    most: int
 
 
 class Work:
@@ -68,18 +61,14 @@ def seconds_of(work: Work, clock: Clock) -> float:
     return end - start
 
 
-def rounds_of(work: Work, clock: Clock, effort: Effort) -> int:
-    """How many rounds fit, judged by one; the check and the count have warmed everything up before."""
-    return min(max(int(effort.seconds / max(seconds_of(work, clock), 1e-9)), effort.least), effort.most)
-
-
-def copying(size: int, device: torch.device, sets: int) -> Stages:
-    """Copies of `size` bytes, read and written, as the measure of the bandwidth there is; its buffers take turns."""
+def copy_seconds(size: int, device: torch.device, sets: int, clock: Clock) -> float:
+    """The median time of a copy that reads and writes `size` bytes in all; its buffers take turns."""
     count = max(size // 8, 1)  # float32, half read and half written
     # Written to, or a CPU would read the one page of zeros that stands for all untouched memory.
     buffers = [(torch.zeros(count, device=device), torch.ones(count, device=device)) for _ in range(sets)]
-    turns = itertools.cycle(buffers)
-    return Stages(lambda _: torch.Tensor.copy_(*next(turns)))
+    copying = Stages(lambda pair: pair[0].copy_(pair[1]))
+    work = Work(copying, "forward", buffers)
+    return quantile([seconds_of(work, clock) for _ in range(COPIES)], 0.5)
 
 
 class Turn(NamedTuple):
@@ -108,6 +97,14 @@ def take_turns(
             result = run(given)
             synchronize(device)
             yield Turn(name, result, time.perf_counter() - start)
+
+
+def seconds_by_name(turns: Iterable[Turn]) -> dict[str, list[float]]:
+    """The seconds of every run, round by round."""
+    seconds: dict[str, list[float]] = {}
+    for turn in turns:
+        seconds.setdefault(turn.name, []).append(turn.seconds)
+    return seconds
 
 
 def synchronize(device: torch.device) -> None:

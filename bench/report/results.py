@@ -20,10 +20,9 @@ KERNELS, TRAINING, MMSE, HOST_COST = "", "-train", "-mmse", "-hostcost"
 ENVIRONMENT = ("device", "threads", "torch", "triton", "careamics", "ladder_kernels", "commit", "date")
 _COLUMNS = {
     KERNELS: "case provider pass status reason batch channels space dtype layout kl latents median_us p20_us p80_us "
-    "rounds bytes gb_per_s copy_gb_per_s copy_share peak_mib kept_mib launches synchronisations",
-    TRAINING: "variant precision pass status reason batch patch median_ms p20_ms p80_ms rounds steps_per_s peak_mib "
-    "final_loss",
-    MMSE: "way side samples batch rounds median_s min_s cpu_s upstream_over_this peak_mib",
+    "rounds bytes copy_gb_per_s copy_share peak_mib kept_mib launches synchronisations",
+    TRAINING: "variant precision pass status reason batch patch median_ms p20_ms p80_ms rounds peak_mib final_loss",
+    MMSE: "way side samples rounds median_s peak_mib",
     HOST_COST: "who pass median_us p20_us p80_us rounds",
 }
 COLUMNS = {kind: (*names.split(), *ENVIRONMENT) for kind, names in _COLUMNS.items()}

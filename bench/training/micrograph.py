@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NAME = "skimage.data.immunohistochemistry, in grey"
 SIDE = 512
 NOISE_STD = 0.2
 # The part to show: a gland cut across, next to connective tissue.

@@ -23,13 +23,8 @@ CHECKED_STEPS = 3
 # sample, of which a loss averages many.
 TOLERANCE, TOLERANCE_OTHER_NOISE = 1e-3, 1e-1
 
-Step = Callable[[Tensor], Tensor]
 Given = tuple[int, Tensor]
 """A round: its number, and the patches (B, 1, H, W) that all variants get in it."""
-
-
-class WrongError(AssertionError):
-    """A variant does not compute what upstream does."""
 
 
 class Settings(NamedTuple):
@@ -49,7 +44,7 @@ class Runner:
     """A variant, and what its turns gave."""
 
     variant: Variant
-    step: Step
+    step: Callable[[Tensor], Tensor]
     peak: int | None = None
     """Bytes: the most at once from nothing to the end of the first steps."""
     values: list[float] = field(default_factory=list)
@@ -83,20 +78,19 @@ class _Group:
     ) -> None:
         self._settings, self._image, self._precision, self._kind, self._table = settings, image, precision, kind, table
         self._common = {"batch": settings.batch, "patch": settings.patch, **environment}
-        self._runners: dict[str, Runner] = {}
         self._expected: list[float] | None = None
 
     def run(self) -> None:
         # Compiled code is kept by the model's class, up to a few versions; beyond that a variant would run eagerly.
         torch._dynamo.reset()
         first = list(map(self._given, range(CHECKED_STEPS)))
-        for variant in VARIANTS:
-            self._enter(variant, first)
+        entered = (self._enter(variant, first) for variant in VARIANTS)
+        runners = {runner.variant.name: runner for runner in entered if runner is not None}
         rounds = map(self._given, range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
-        runners, device = self._runners, self._settings.device
         runs = {name: runner.run for name, runner in runners.items()}
+        turns = take_turns(runs, rounds, self._settings.device, lambda name, given: runners[name].prepare(given))
         try:
-            for turn in take_turns(runs, rounds, device, lambda name, given: runners[name].prepare(given)):
+            for turn in turns:
                 runners[turn.name].values.append(turn.result.item())
                 runners[turn.name].seconds.append(turn.seconds)
         finally:
@@ -109,24 +103,29 @@ class _Group:
         settings, generator = self._settings, torch.Generator().manual_seed(count)
         return count, random_patches(self._image, settings.patch, settings.batch, generator).to(settings.device)
 
-    def _enter(self, variant: Variant, first: Sequence[Given]) -> None:
+    def _enter(self, variant: Variant, first: Sequence[Given]) -> Runner | None:
         """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
         settings = self._settings
         if variant.captured and settings.device.type != "cuda":
-            return self._add(variant, SKIPPED, "CUDA graphs need a GPU")
+            self._add(variant, SKIPPED, "CUDA graphs need a GPU")
+            return None
         if variant.compiled and self._precision not in settings.compiled:
-            return self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
+            self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
+            return None
         print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
         built: list[Runner] = []
         try:
             peak = peak_bytes(lambda: built.append(self._build(variant, first)), settings.device)
-            self._check(built[0])
-        except WrongError as error:
-            return self._add(variant, WRONG, str(error))
         except Exception as error:  # whatever it is, the others go on
-            return self._add(variant, FAILED, one_line(error))
-        built[0].peak = peak
-        self._runners[variant.name] = built[0]
+            self._add(variant, FAILED, one_line(error))
+            return None
+        (runner,) = built
+        runner.peak = peak
+        reason = self._fault(runner)
+        if reason is not None:
+            self._add(variant, WRONG, reason)
+            return None
+        return runner
 
     def _build(self, variant: Variant, first: Sequence[Given]) -> Runner:
         """The variant after its first steps."""
@@ -136,12 +135,12 @@ class _Group:
             runner.values.append(runner.run(given).item())
         return runner
 
-    def _check(self, runner: Runner) -> None:
-        """Raises WrongError where the first steps differ from upstream's by more than they may."""
+    def _fault(self, runner: Runner) -> str | None:
+        """Where the first steps differ from upstream's by more than they may."""
         if runner.variant == UPSTREAM:
             self._expected = runner.values
         if self._expected is None:
-            raise WrongError("nothing of upstream's to compare with")
+            return "nothing of upstream's to compare with"
         # Compiled, in 16 bits and on a GPU the noise is another one.
         same = not runner.variant.compiled and self._precision == FP32 and self._settings.device.type == "cpu"
         tolerance = TOLERANCE if same else TOLERANCE_OTHER_NOISE
@@ -149,18 +148,19 @@ class _Group:
             # Written so that NaN is wrong.
             if not abs(value - expected) <= tolerance * abs(expected):
                 what = "squared error" if self._kind == PREDICT else "loss"
-                raise WrongError(f"{what} {value:.7g} at step {step}, upstream's is {expected:.7g}")
+                return f"{what} {value:.7g} at step {step}, upstream's is {expected:.7g}"
+        return None
 
     def _add_times(self, runner: Runner) -> None:
-        peak = "" if runner.peak is None else f"{runner.peak / 2**20:.1f}"
-        times = spread(runner.seconds, "ms")
-        cells: dict[str, Any] = {"rounds": len(runner.seconds), "peak_mib": peak, **times}
+        cells: dict[str, Any] = {"rounds": len(runner.seconds), **spread(runner.seconds, "ms")}
+        if runner.peak is not None:
+            cells["peak_mib"] = rounded(runner.peak / 2**20)
         if self._kind != PREDICT:
             cells["final_loss"] = f"{runner.values[-1]:.6g}"
-        self._add(runner.variant, OK, steps_per_s=rounded(1e3 / times["median_ms"]), **cells)
+        self._add(runner.variant, OK, **cells)
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
         self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
-        said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
+        said = f"{cells['median_ms']:>8} ms, peak {cells.get('peak_mib')} MiB" if cells else f"{status}: {reason}"
         print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)

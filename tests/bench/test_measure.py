@@ -1,15 +1,13 @@
-"""How time, memory and calls are measured, and that a part of a table never replaces a whole one."""
+"""How time, memory and calls are measured."""
 
 import contextlib
 
 import pytest
 import torch
 
-from bench.measure.launches import Calls, count_calls
+from bench.measure.counts import Calls, count_calls
 from bench.measure.memory import bytes_kept, peak_bytes
-from bench.measure.timing import Effort, Stages, Work, quantile, rounds_of, seconds_of, take_turns
-from bench.report import results
-from bench.report.results import Table, read_rows
+from bench.measure.timing import Stages, Work, quantile, seconds_of, take_turns
 
 CPU = torch.device("cpu")
 
@@ -18,9 +16,7 @@ class FakeClock:
     """Time passes only where somebody says so, and a tick at every look."""
 
     TICK = 1e-3
-
-    def __init__(self):
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self):
         self.now += self.TICK
@@ -34,7 +30,7 @@ class FakeClock:
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("forward", 1.0), ("backward", 2.0), ("step", 3.0)])
-def test_a_pass_has_its_own_time_its_context_none_and_rounds_that_fit(name, seconds):
+def test_a_pass_has_its_own_time_and_its_context_none(name, seconds):
     clock = FakeClock()
 
     @contextlib.contextmanager
@@ -45,8 +41,6 @@ def test_a_pass_has_its_own_time_its_context_none_and_rounds_that_fit(name, seco
 
     work = Work(Stages(clock.taking(1.0), clock.taking(2.0), slow), name, [None])
     assert seconds_of(work, clock) == pytest.approx(seconds + clock.TICK)
-    for bounds, rounds in (((2, 50), int(30 / (seconds + clock.TICK))), ((2, 5), 5), ((40, 50), 40)):
-        assert rounds_of(work, clock, Effort(30, *bounds)) == rounds
 
 
 def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
@@ -54,8 +48,7 @@ def test_inputs_take_turns_and_nothing_is_kept_of_a_round():
     work = Work(Stages(lambda given: seen.append(given) or object()), "sample", ["x", "y"])
     for _ in range(3):
         seconds_of(work, FakeClock())
-    assert seen == ["x", "y", "x"]
-    assert work._result is None
+    assert (seen, work._result) == (["x", "y", "x"], None)
 
 
 def test_runs_take_turns_and_what_is_prepared_is_not_timed(monkeypatch):
@@ -96,18 +89,3 @@ def test_peak_bytes_is_the_most_at_once():
         return kept + torch.zeros(mebibyte)
 
     assert peak_bytes(allocate, CPU) == 3 * 2**20
-
-
-def test_a_table_grows_elsewhere_until_it_is_whole(monkeypatch, tmp_path):
-    kept, growing = tmp_path / "results", tmp_path / "growing"
-    monkeypatch.setattr(results, "RESULTS", kept)
-    monkeypatch.setattr(results, "GROWING", growing)
-    kept.mkdir()
-    (kept / "x.csv").write_text("whole")
-    table = Table(kept / "x.csv", ("a", "b"))
-    table.add({"b": 1})
-    assert read_rows(growing / "x.csv") == [{"a": "", "b": "1"}]
-    assert (kept / "x.csv").read_text() == "whole"
-    table.done()
-    assert table.path == kept / "x.csv"
-    assert read_rows(table.path) == [{"a": "", "b": "1"}]

@@ -6,43 +6,31 @@ import pytest
 import torch
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
-from bench.measure.launches import count_calls
+from bench.measure.counts import count_calls
 from bench.report.results import read_rows
 from bench.training import __main__ as training
 from bench.training import run as measuring
 from bench.training import steps
-from bench.training.steps import BF16_MIXED, FP32, VARIANTS, Prediction, Training, one_cycle
+from bench.training.steps import BF16_MIXED, FP32, VARIANTS, Training, one_cycle
 from ladder_kernels import patch_model
 
 TINY = ["--quick", "--batch", "1", "--patch", "32", "--rounds", "2", "--device", "cpu", "--precision", FP32]
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    return tmp_path / "here-2026-01-31-train.csv"
-
-
-def run(results: Path, code: int = 0) -> dict[tuple[str, str], dict]:
+def run(folder: Path) -> dict[tuple[str, str], dict]:
     """The rows by variant and pass."""
-    assert training.main([*TINY, "--results", str(results)]) == code
+    results = folder / "x.csv"
+    assert training.main([*TINY, "--results", str(results)]) == 0
     return {(row["variant"], row["pass"]): row for row in read_rows(results)}
 
 
-@pytest.fixture
-def training_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little as shows what the group does with its variants."""
-    monkeypatch.setattr(measuring, "KINDS", {"train": Training})
-    monkeypatch.setattr(measuring, "CHECKED_STEPS", 1)
-
-
-def test_every_variant_has_a_row_for_every_kind_of_step(results: Path) -> None:
-    rows = run(results)
+def test_every_variant_has_a_row_for_every_kind_of_step(tmp_path: Path) -> None:
+    rows = run(tmp_path)
     assert rows.keys() == {(variant.name, kind) for variant in VARIANTS for kind in measuring.KINDS}
     for (variant, _), row in rows.items():
         if variant in ("upstream", "upstream, no validation", "patched"):
             assert (row["status"], row["reason"], row["rounds"]) == ("ok", "", "2")
             assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
-            assert float(row["steps_per_s"]) == pytest.approx(1e3 / float(row["median_ms"]), rel=1e-2)
         else:
             assert (row["status"], row["median_ms"]) == ("skipped", "")
             assert row["reason"]
@@ -60,51 +48,33 @@ def spoilt(model):
             parameter.mul_(1.02)
 
 
-@pytest.mark.usefixtures("training_only")
+def own_noise(model):
+    patch_model(model, rng="philox")
+
+
+def raising(model):
+    raise RuntimeError("out of luck\nand of more")
+
+
 @pytest.mark.parametrize(
-    "patch", [spoilt, lambda model: patch_model(model, rng="philox")], ids=["weights", "noise of its own"]
+    ("patch", "status", "reason"),
+    [
+        (spoilt, "wrong", "at step 1, upstream's is"),
+        (own_noise, "wrong", "at step 1, upstream's is"),
+        (raising, "failed", "RuntimeError: out of luck"),
+    ],
 )
-def test_a_variant_that_computes_something_else_is_wrong_and_has_no_time(
-    results: Path, monkeypatch: pytest.MonkeyPatch, patch
+def test_a_variant_that_is_wrong_or_raises_has_no_time_and_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch, status: str, reason: str
 ) -> None:
+    monkeypatch.setattr(measuring, "KINDS", {"train": Training})
+    monkeypatch.setattr(measuring, "CHECKED_STEPS", 1)
     monkeypatch.setattr(steps, "patch_model", patch)
-    rows = run(results)
-    assert rows["patched", "train"]["status"] == "wrong"
-    assert "at step 1, upstream's is" in rows["patched", "train"]["reason"]
-    assert rows["patched", "train"]["median_ms"] == ""
+    rows = run(tmp_path)
+    row = rows["patched", "train"]
+    assert (row["status"], row["median_ms"]) == (status, "")
+    assert reason in row["reason"]
     assert rows["upstream", "train"]["status"] == "ok"
-
-
-@pytest.mark.usefixtures("training_only")
-@pytest.mark.parametrize("broken", ["upstream", "patched"])
-def test_a_variant_that_raises_fails_alone_but_without_upstream_nothing_is_right(
-    results: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
-    build = measuring.build
-
-    def breaking(kind, variant, *arguments):
-        if variant.name == broken:
-            raise RuntimeError("out of luck\nand of more")
-        return build(kind, variant, *arguments)
-
-    monkeypatch.setattr(measuring, "build", breaking)
-    rows = run(results)
-    assert (rows[broken, "train"]["status"], rows[broken, "train"]["reason"]) == ("failed", "RuntimeError: out of luck")
-    other = "ok" if broken == "patched" else "wrong"
-    assert rows["upstream, no validation", "train"]["status"] == other
-
-
-@pytest.mark.usefixtures("training_only")
-def test_an_interruption_keeps_the_rounds_there_were(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = measuring.Runner.prepare
-
-    def interrupted(runner, given):
-        if given[0] == measuring.CHECKED_STEPS + 1:
-            raise KeyboardInterrupt
-        prepare(runner, given)
-
-    monkeypatch.setattr(measuring.Runner, "prepare", interrupted)
-    assert [row["rounds"] for row in run(results, code=130).values() if row["status"] == "ok"] == ["1"] * 3
 
 
 def test_mixed_precision_reaches_the_model() -> None:
@@ -116,22 +86,10 @@ def test_mixed_precision_reaches_the_model() -> None:
     assert seen == {torch.bfloat16}
 
 
-def test_a_training_step_changes_the_weights_and_a_prediction_does_not() -> None:
-    patches = torch.randn(1, 1, 32, 32)
-    for kind, changes in ((Training, True), (Prediction, False)):
-        step = kind(build_model(32), steps.UPSTREAM, FP32)
-        before = [parameter.detach().clone() for parameter in step.model.parameters()]
-        assert step(patches).shape == ()
-        pairs = zip(step.model.parameters(), before, strict=True)
-        assert any(not torch.equal(new, old) for new, old in pairs) == changes
-
-
 def test_the_learning_rate_rises_and_falls_where_the_length_is_known() -> None:
     factors = [one_cycle(step, 100) for step in range(100)]
-    assert max(factors) == factors[9] == 1
     assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
-    assert factors[-1] < 1e-3
-    assert one_cycle(0, 1) == one_cycle(1, 1) == 1
+    assert (factors[9], one_cycle(0, 1), round(factors[-1], 3)) == (1, 1, 0)
     step = Training(build_model(32), steps=20)
     step(torch.randn(1, 1, 32, 32))
     assert step.optimizer.param_groups[0]["lr"] == steps.PEAK_LEARNING_RATE * one_cycle(0, 20)

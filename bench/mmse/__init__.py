@@ -1,1 +1,0 @@
-"""The MMSE prediction of CAREamics' LadderVAE: a whole micrograph, and single tiles timed."""
