@@ -168,7 +168,7 @@ def noise_model_likelihood(config: dict[str, Any]) -> NoiseModelLikelihood:
 
 @dataclass
 class History:
-    """What ten steps of training left behind."""
+    """What some steps of training left behind."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     first_output: Tensor | None = None
@@ -177,7 +177,7 @@ class History:
 
 
 def train(
-    model: nn.Module, setup: Setup, steps: int = 10, optimizer: torch.optim.Optimizer | None = None, seed: int = 2
+    model: nn.Module, setup: Setup, steps: int = 5, optimizer: torch.optim.Optimizer | None = None, seed: int = 2
 ) -> History:
     """Optimizer steps, every one on a new batch; `seed` fixes dropout and the latents' noise."""
     # Adam divides a gradient by its own size, so where the true one is zero (a bias ahead of a batch norm) it steps

@@ -1,4 +1,4 @@
-"""`python -m tests.compile_triton [TARGET] [--rows N]`: compiles what the Triton backend launches, without a GPU.
+"""`python -m tests.compile_triton [TARGET]`: compiles what the Triton backend launches, without a GPU.
 
 The rows are a covering array for each operation: every choice that makes another kernel of it, with every other one.
 The tensors have shapes, strides and dtypes, but no memory. Not with TRITON_INTERPRET=1, which compiles nothing.
@@ -114,6 +114,17 @@ def rows() -> list[tuple[str, Row]]:
     return [(operation, row) for operation, factors in OPERATIONS.items() for row in covering_rows(factors, possible)]
 
 
+def few_rows() -> list[tuple[str, Row]]:
+    """Those of `rows` with a choice that none before has: every choice is in one of them."""
+    found, met = [], set()
+    for operation, row in rows():
+        choices = {(operation, *item) for item in row.items()}
+        if choices - met:
+            found.append((operation, row))
+            met |= choices
+    return found
+
+
 SPACE = {
     "whole": ((256,), (16, 16), (4, 8, 8)),
     "ragged": ((36,), (6, 6), (2, 3, 6)),
@@ -223,12 +234,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.compile_triton", description=__doc__.splitlines()[0])
     parser.add_argument("target", nargs="?", choices=TARGETS, default="sm_90")
     parser.add_argument("--rows", type=int, help="only so many, spread over all of them")
+    parser.add_argument("--few", action="store_true", help="only so many that every choice is in one")
     arguments = parser.parse_args()
-    chosen = rows()
+    chosen = few_rows() if arguments.few else rows()
     if arguments.rows:
         chosen = chosen[:: max(1, len(chosen) // arguments.rows)]
     work = [(arguments.target, *row) for row in chosen]
-    if arguments.rows:  # done before other processes would have started
+    if arguments.rows or arguments.few:  # done before other processes would have started
         found = [fault(*each) for each in work]
     else:
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:

@@ -20,23 +20,10 @@ from ladder_kernels import use_backend
 from ladder_kernels.backends import native
 
 torch.set_num_threads(1)
-
-
-def _patch_the_language_once() -> None:
-    """Triton's interpreter walks through all of the language in every call of a device function: half of its time."""
-    from triton.runtime import interpreter
-
-    patch = functools.cache(interpreter._patch_lang)
-
-    def call(function, *args, **kwargs):
-        patch(function.fn)
-        return function.rewrite()(*args, **kwargs)
-
-    interpreter.InterpretedFunction.__call__ = call
-
-
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _patch_the_language_once()
+    from tests.interpreter import hasten
+
+    hasten()
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Not "those that load": a backend that should run here and does not must fail its tests, not drop out of them.

@@ -187,10 +187,11 @@ def test_the_environment_forces_a_backend_but_never_breaks_the_import():
     assert "LADDER_KERNELS_BACKEND='cuda' cannot run here" in unable.stderr
 
 
-@pytest.mark.parametrize("missing", ["triton", "careamics", "torchvision"])
-def test_the_import_needs_nothing_optional(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; import ladder_kernels.info; ladder_kernels.info.collect()"
-    result = python(["-c", code])
+def test_the_import_needs_nothing_optional():
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['triton', 'careamics', 'torchvision']); import ladder_kernels.info"
+    )
+    result = python(["-c", f"{code}; ladder_kernels.info.collect()"])
     assert result.returncode == 0, result.stderr
 
 

@@ -9,6 +9,7 @@ from ladder_kernels.backends.step import Step, StepGrads
 from ladder_kernels.geometry import is_channels_last
 from ladder_kernels.variance import VarianceMap
 from tests.inputs import channels_last, gradients_of, sliced
+from tests.pairwise import covering_rows
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -29,10 +30,8 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("draw", SOURCES)
-@pytest.mark.parametrize(
-    ("layout", "p_layout"),
-    [
+FACTORS = {
+    "layouts": [
         ("nchw", "nchw"),
         ("channels_last", "channels_last"),
         ("channels_last", "nchw"),
@@ -40,10 +39,19 @@ LAYOUTS = {
         ("slice", "transposed space"),
         ("transposed space", "slice"),
     ],
+    "draw": list(SOURCES),
+    "prior": ["learned", "batch 1", "standard"],
+}
+
+
+@pytest.mark.parametrize(
+    tuple(FACTORS),
+    [tuple(row[name] for name in FACTORS) for row in covering_rows(FACTORS, lambda row: True)],
+    ids=str,
 )
-@pytest.mark.parametrize("prior", ["learned", "batch 1", "standard"])
-def test_opcheck(backend, draw, layout, p_layout, prior):
+def test_opcheck(backend, layouts, draw, prior):
     """Schema, fake outputs and gradients with the real ones' strides, autograd."""
+    layout, p_layout = layouts
     q = LAYOUTS[layout](torch.randn(2, 6, 4, 6)).detach().requires_grad_()
     p = None
     if prior != "standard":
