@@ -43,6 +43,8 @@ def run(
         return _call(torch_backend, q, p, source, step, only_z)
     if is_recorded((q, p)):
         return _call(ops.Operators(backend), q, p, source, step, only_z)
+    if not torch.is_grad_enabled():  # a Function takes longer than what it would record
+        return _call(load(backend), q, p, source, step, only_z)
     return StepOutputs(*NormalStep.apply(q, p, source, step, backend, load(backend), only_z))
 
 

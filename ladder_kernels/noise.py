@@ -123,7 +123,7 @@ def _randn(
     each = getattr(_seeded, "generators", ())
     if generator is None and len(each) == shape[0]:
         return torch.stack([_randn(shape[1:], dtype, device, own) for own in each])
-    fits = device.type == "cpu" and dtype == torch.float32 and math.prod(shape) >= _FEWEST
+    fits = math.prod(shape) >= _FEWEST and dtype == torch.float32 and device.type == "cpu"
     if fits and not _is_watched() and reason_aten_draws() is None:
         out = torch.empty(shape, dtype=dtype, device=device)
         if _fill(out, torch.default_generator if generator is None else generator):

@@ -49,7 +49,7 @@ def test_every_subset_of_incoming_gradients(backend, source, analytical):
 
 @modes(prior=PRIORS, source=(*SOURCES, "seed"), kl=("mc", "analytic"))
 def test_gradcheck(backend, variance, prior, source, kl):
-    given = tensors((2, 2, 3, 4), source, torch.float64, prior)
+    given = tensors((2, 2, 2, 3), source, torch.float64, prior)  # its time is that of the elements, squared
     given = {k: v.requires_grad_(k != "noise") for k, v in given.items()}
     names, values = list(given), tuple(given.values())
 
