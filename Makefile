@@ -13,7 +13,7 @@ SANITIZED := $(CURDIR)/out/sanitize/ladder_kernels/libladder_kernels_cpu.so
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 SANITIZED_PYTHON = LADDER_KERNELS_CPU_LIBRARY=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(BIN)/python
-# The tests that reach these kernels; the interpreted Triton kernels are none of theirs, and processes that talk through
+# The tests that reach these kernels: neither the torch backend's nor interpreted Triton's do, and processes that talk through
 # gloo, which has once been seen to abort at its end under the sanitizer, reach no other ones.
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,cpp functional gradients layouts extremes arguments variance noise block overrides \
   data params)
@@ -66,8 +66,8 @@ cuda: $(INSTALLED)  ## build the CUDA kernels; needs nvcc, no GPU. TORCH_CUDA_AR
 sanitize: $(INSTALLED)  ## the CPU kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" LADDER_KERNELS_BUILD_CPU=1 \
 	  $(BIN)/python setup.py --quiet build_ext --build-lib out/sanitize --build-temp out/sanitize/temp
-	$(SANITIZED_PYTHON) -m pytest --capture=sys -p no:cacheprovider -k "not triton and not distributed" \
-	  $(SANITIZED_TESTS) $(ARGS)
+	$(SANITIZED_PYTHON) -m pytest -n logical --dist worksteal --capture=sys -p no:cacheprovider \
+	  -k "not triton and not distributed and not [torch- and not [torch]" $(SANITIZED_TESTS) $(ARGS)
 
 FRESH := out/fresh
 FRESH_TORCH := torch==2.13.0
