@@ -1,80 +1,35 @@
 """`predict_mmse` on real CAREamics models: the loop's distribution, and its very numbers with the same noise."""
 
 import copy
-import functools
 import gc
 import threading
 import weakref
-from collections.abc import Callable
-from types import MethodType
-from typing import Any
 
-import lightning.fabric
 import pytest
 import torch
 import torch._dynamo.testing
 from careamics.lightning.prediction.lvae.lvae_prediction import lvae_predict_mmse_tiled_batch
-from careamics.models.lvae import LadderVAE
 from careamics.models.lvae.likelihoods import GaussianLikelihood
 from torch import Tensor, nn
 
-from ladder_kernels import ladder, noise, patch_model, predict_mmse, use_backend
+from ladder_kernels import ladder, predict_mmse, use_backend
 from ladder_kernels.predict import CPU_PIXELS, Moments, default_batch
 from tests.careamics_models import HDN, TILES, Setup
-
-SAMPLES = 5
-TILE = (32, 32)
-LEVELS = 3
+from tests.predictions import (
+    LEVELS,
+    SAMPLES,
+    assert_moments,
+    build,
+    inputs_of,
+    loop,
+    mmse,
+    state_of,
+)
 
 every_model = pytest.mark.parametrize(
     ("setup", "tile"), TILES, ids=[f"{setup.name}-{'x'.join(map(str, tile))}" for setup, tile in TILES]
 )
 with_and_without_patch = pytest.mark.parametrize("patched", [False, True], ids=["upstream", "patched"])
-
-
-def build(setup: Setup = HDN, tile: tuple[int, ...] = TILE, patched: bool = True) -> LadderVAE:
-    """A model whose batch norms have seen something, in training mode."""
-    model = setup.build()
-    inputs, _ = next(setup.batches())
-    with torch.no_grad():
-        model(inputs)
-    if patched:
-        patch_model(model, rng="torch")
-    model.reset_for_inference(tile)
-    return model.train()
-
-
-def inputs_of(setup: Setup = HDN, tile: tuple[int, ...] = TILE, images: int = 1) -> Tensor:
-    return torch.randn(images, setup.config["multiscale_count"], *tile, generator=torch.Generator().manual_seed(5))
-
-
-@torch.no_grad()
-def loop(model: nn.Module, x: Tensor, samples: int, seed: int = 0) -> Tensor:
-    """Upstream's way, (samples, B, ...), image by image, with the generators that a patched model draws from."""
-    model.eval()
-    torch.manual_seed(seed)
-    first = int(torch.randint(2**62, ()))
-    images = []
-    for number, image in enumerate(x):
-        for sample in range(samples):
-            with noise.seeded_each([first + number * samples + sample], x.device):
-                images.append(without_logvar(model, model(image[None])[0]))
-    return torch.cat(images).unflatten(0, (-1, samples)).transpose(0, 1)
-
-
-def without_logvar(model: nn.Module, out: Tensor) -> Tensor:
-    return out if model.predict_logvar is None else out.chunk(2, 1)[0]
-
-
-def mmse(model: nn.Module, x: Tensor, samples: int = SAMPLES, seed: int = 0, **options: Any) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(seed)
-    return predict_mmse(model, x, samples, **options)
-
-
-def assert_moments(found: tuple[Tensor, Tensor], samples: Tensor) -> None:
-    expected = samples.double()
-    torch.testing.assert_close(found[0].double(), expected.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[1].double(), expected.std(0), rtol=1e-4, atol=1e-6)
 
 
 # The numbers.
@@ -175,6 +130,22 @@ def test_no_prediction_outlives_its_batch() -> None:
     assert max(alive) <= 2
 
 
+@pytest.mark.filterwarnings("ignore:every prediction is a whole one")
+def test_a_prediction_ends_before_the_next_begins() -> None:
+    """Its latents would lie beside the next one's, and the peak of memory be twice as high."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    class WithLatents(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            assert all(each() is None for each in alive)
+            latents = x + 1
+            alive.append(weakref.ref(latents))
+            return x, latents
+
+    mmse(WithLatents(), inputs_of(images=3), 3, batch=1)
+    assert len(alive) == 9
+
+
 def test_no_feature_outlives_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor waits for a garbage collector: a GPU's memory would fill up, tile by tile."""
     kept: list[weakref.ref[Tensor]] = []
@@ -207,11 +178,6 @@ def test_progress_is_told_after_every_batch() -> None:
 
 
 # The model.
-
-
-def state_of(model: nn.Module) -> tuple[list[bool], dict[str, Any]]:
-    attributes = {name: value for name, value in vars(model).items() if not name.startswith("_")}
-    return [module.training for module in model.modules()], attributes
 
 
 @pytest.mark.parametrize("mode_pred", [False, True])
@@ -306,186 +272,6 @@ def test_a_prediction_inside_of_another_leaves_the_modes_alone() -> None:
 
     mmse(model, x, 2, output=output)
     assert state_of(model) == before
-
-
-# What wraps a model.
-
-
-class Wrapped(nn.Module):
-    """As a Lightning module has its model, under a name of its own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.anything = model
-
-    def forward(self, x: Tensor) -> Any:
-        raise AssertionError("its forward may do more than predict")
-
-
-class PassThrough(nn.Module):
-    """Shows attributes of the model as its own, and sets them there, as Lightning Fabric's wrapper does."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.wrapped(x)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("wrapped"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "wrapped" in self.__dict__.get("_modules", {}):
-            setattr(self.wrapped, name, value)
-        super().__setattr__(name, value)
-
-
-def set_up_by_fabric(model: nn.Module) -> nn.Module:
-    return lightning.fabric.Fabric(accelerator="cpu", devices=1).setup(model)
-
-
-def with_a_bound_forward(model: nn.Module) -> nn.Module:
-    """As mixed precision is prepared for."""
-    forward = type(model).forward
-
-    @functools.wraps(forward)
-    def in_float32(self: nn.Module, x: Tensor) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return forward(self, x)
-
-    model.forward = MethodType(in_float32, model)
-    return model
-
-
-def with_an_offloading_hook(model: nn.Module) -> nn.Module:
-    """As a hook that brings the weights is put around a forward, here and in every module."""
-
-    def hooked(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return module._forward_before(*args, **kwargs)
-
-    for module in list(model.modules()):
-        module._forward_before = module.forward
-        module.forward = functools.partial(hooked, module)
-    return model
-
-
-def with_an_adapter(model: nn.Module) -> nn.Module:
-    """As fine-tuning puts one around a layer, inside of two modules of its own."""
-    model.output_layer = nn.Sequential(model.output_layer, nn.Identity())
-    return Wrapped(PassThrough(model))
-
-
-WRAPPERS = (
-    Wrapped,
-    PassThrough,
-    set_up_by_fabric,
-    nn.Sequential,
-    with_a_bound_forward,
-    with_an_offloading_hook,
-    with_an_adapter,
-)
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
-def test_what_wraps_a_model_changes_neither_the_numbers_nor_the_work(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    model, x, passes = build(), inputs_of(), []
-    expected = loop(model, x, SAMPLES)
-    wrapped = wrap(model.train())
-    model.first_bottom_up.register_forward_hook(lambda *_: passes.append("bottom-up"))
-    before = state_of(wrapped), state_of(model)
-    assert_moments(mmse(wrapped, x, batch=1), expected)
-    assert passes == ["bottom-up"]
-    assert (state_of(wrapped), state_of(model)) == before
-    torch.testing.assert_close(loop(model, x, SAMPLES), expected, rtol=1e-5, atol=1e-6)
-
-
-def with_a_forward_of_the_original(model: nn.Module) -> nn.Module:
-    """A closure knows the model itself, so nothing can stand in for it."""
-    forward = model.forward
-    model.forward = lambda x: forward(x)
-    return model
-
-
-def test_a_forward_that_cannot_be_shared_is_said_once_and_costs_no_pass_more() -> None:
-    model, x, passes = with_a_forward_of_the_original(build()), inputs_of(), []
-    expected = loop(model, x, SAMPLES)
-    model.train().first_bottom_up.register_forward_hook(lambda *_: passes.append("bottom-up"))
-    with pytest.warns(UserWarning, match="the forward of LadderVAE does not use its bottomup_pass") as warned:
-        found = mmse(model, x, batch=1)
-    assert len(warned) == 1
-    assert warned[0].filename == __file__
-    assert len(passes) == SAMPLES
-    assert_moments(found, expected)
-
-
-def test_of_several_models_none_is_chosen() -> None:
-    class Ensemble(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = build(), build()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return (self.first(x)[0] + self.second(x)[0]) / 2
-
-    model, x = Ensemble(), inputs_of()
-    with pytest.warns(UserWarning, match=r"Ensemble has several LadderVAEs \(first, second\)"):
-        mean, _ = mmse(model, x, 1)
-    torch.manual_seed(0)
-    with noise.seeded_each([int(torch.randint(2**62, ()))], x.device):
-        torch.testing.assert_close(mean, model.eval()(x))
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_model_keeps_its_numbers_and_runs_compiled(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is tested is that the right thing is compiled, not Inductor, which takes a minute.
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    model, x = build(), inputs_of()
-    expected = loop(model, x, SAMPLES)
-    if in_place:
-        model.compile(backend="eager")
-    wrapped = model if in_place else torch.compile(model, backend="eager")
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    assert_moments(mmse(wrapped, x, batch=1), expected)
-    assert counter.frame_count == 1
-    mmse(wrapped, x, batch=1)
-    assert counter.frame_count == 1
-
-
-class Plain(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        assert not self.training
-        return x + torch.randn_like(x)
-
-
-class OwnForward(LadderVAE):
-    """Has both passes and uses neither."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return 2 * x, {}
-
-
-def test_any_other_model_is_called_so_many_times() -> None:
-    model, x = Plain(), inputs_of()
-    torch.manual_seed(0)
-    torch.randint(2**62, ())  # predict_mmse draws a seed
-    expected = torch.stack([x + torch.randn_like(x) for _ in range(SAMPLES)])
-    with pytest.warns(UserWarning, match="Plain has no LadderVAE") as warned:
-        assert_moments(mmse(model, x), expected)
-    assert len(warned) == 1
-    assert model.training
-
-
-def test_a_forward_that_uses_neither_pass_is_honoured() -> None:
-    x = inputs_of()
-    with pytest.warns(UserWarning, match="the forward of OwnForward does not use its bottomup_pass and topdown_pass"):
-        mean, std = mmse(OwnForward(**HDN.config), x)
-    torch.testing.assert_close(mean, 2 * x)
-    assert not std.any()
 
 
 @pytest.mark.parametrize(("name", "options"), [("samples", {"samples": 0}), ("batch", {"samples": 1, "batch": 0})])

@@ -1,7 +1,6 @@
 """`predict_mmse` of whole images: tiles, seams, sizes, lateral context, statistics, arrays; and what it refuses."""
 
 import sys
-import weakref
 from typing import Any
 
 import numpy as np
@@ -69,22 +68,6 @@ def test_memory_does_not_grow_with_the_image(monkeypatch: pytest.MonkeyPatch) ->
     model.first_bottom_up.register_forward_hook(lambda _, x, __: seen.append(tuple(x[0].shape)))
     mmse(model, picture(200, 70), tile=32, batch=4)
     assert set(seen) <= {(2, 1, 32, 32), (1, 1, 32, 32)}
-
-
-@pytest.mark.filterwarnings("ignore:every prediction is a whole one")
-def test_a_prediction_ends_before_the_next_begins() -> None:
-    """Its latents would lie beside the next one's, and the peak of memory be twice as high."""
-    alive: list[weakref.ref[Tensor]] = []
-
-    class WithLatents(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            assert all(each() is None for each in alive)
-            latents = x + 1
-            alive.append(weakref.ref(latents))
-            return x, latents
-
-    mmse(WithLatents(), picture(80, 32), 3, tile=32, batch=1)
-    assert len(alive) == 9
 
 
 class Patchy(nn.Module):
