@@ -61,9 +61,9 @@ class Plan(NamedTuple):
 def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int | Sequence[int] | None) -> Plan:
     """The tiles of each image; raises ValueError for what cannot be a tile or an overlap."""
     sizes = tuple(image.shape[2:])
-    context, takes, joined = 1, (1,) * len(sizes), 0
+    context, takes, depth, joined = 1, (1,) * len(sizes), None, 0
     if ladder is not None:
-        context, takes = context_count(ladder), multiples(ladder)
+        context, takes, depth = context_count(ladder), multiples(ladder), trained_depth(ladder)
         joined = len(sizes) - len(ladder.decoder_conv_strides)
     wholes = _rounded_up(sizes, takes)
     if context == image.shape[1] > 1:
@@ -72,7 +72,7 @@ def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int
             raise ValueError(f"images with their lateral context are predicted whole: {reason}")
         sides = sizes
     elif tile is None:
-        sides = _default_sides(ladder, wholes, takes)
+        sides = _default_sides(wholes, takes, depth)
     else:
         sides = _each_dim("tile", tile, len(sizes), 1)
         reason = None if ladder is None else misfit(ladder, sides)
@@ -87,15 +87,14 @@ def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int
     return Plan(sides, list(tiles(sizes, sides, overlaps)), context)
 
 
-def _default_sides(ladder: Any, wholes: tuple[int, ...], takes: tuple[int, ...]) -> tuple[int, ...]:
+def _default_sides(wholes: tuple[int, ...], takes: tuple[int, ...], depth: int | None) -> tuple[int, ...]:
     """The image whole, or of a tile of `TILES`; but of no other depth than the model was trained on.
 
-    That is a few planes, all of them near a border where convolutions see zeros: a model sees others as strange.
+    That is a few planes, each near a border where convolutions see zeros: predictions of more are wrong.
     """
     sides = _rounded_up(TILES[len(wholes)], takes)
     if math.prod(wholes) <= math.prod(sides):
         sides = wholes
-    depth = trained_depth(ladder)
     return sides if depth is None else (depth, *sides[1:])
 
 

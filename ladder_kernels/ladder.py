@@ -45,8 +45,8 @@ def multiples(ladder: Any) -> tuple[int, ...]:
 
 def trained_depth(ladder: Any) -> int | None:
     """How many planes the volumes have that it was built for, where its levels do not halve them; else None."""
-    volumes = ladder is not None and len(ladder.encoder_conv_strides) == 3 and ladder.encoder_conv_strides[0] == 1
-    return ladder._model_3D_depth if volumes else None
+    strides = ladder.encoder_conv_strides
+    return ladder._model_3D_depth if len(strides) == 3 and strides[0] == 1 else None
 
 
 def misfit(ladder: Any, sides: Sequence[int]) -> str | None:
