@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import cli
 from bench.careamics import build_model, mmse_loop
-from bench.measure.memory import peak_bytes
+from bench.measure.memory import mebibytes, peak_bytes
 from bench.measure.run_info import environment
 from bench.measure.timing import quantile, seconds_by_name, take_turns
 from bench.report.results import COLUMNS, MMSE, Table, rounded
@@ -64,8 +64,7 @@ def measure(side: int, samples: int, rounds: int, device: torch.device) -> Itera
     for name, run in runs.items():
         peak = peak_bytes(partial(run, samples if side <= TILE else FEW), device)
         times = {"rounds": rounds, "median_s": rounded(quantile(seconds[name][1:], 0.5))}
-        memory = {} if peak is None else {"peak_mib": rounded(peak / 2**20)}
-        yield {"way": name, "side": side, "samples": samples, **times, **memory}
+        yield {"way": name, "side": side, "samples": samples, **times, "peak_mib": mebibytes(peak)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     for side, rounds in (QUICK_ROUNDS if options.quick else ROUNDS).items():
         for row in measure(side, samples, rounds, options.device):
             table.add(row | machine)
-            print(
-                f"{side:4} x {side:<4} {row['way']:24} {row['median_s']} s, peak {row.get('peak_mib')} MiB", flush=True
-            )
+            print(f"{side:4} x {side:<4} {row['way']:24} {row['median_s']} s, peak {row['peak_mib']} MiB", flush=True)
     table.done()
     print(f"written: {table.path}")
     return 0

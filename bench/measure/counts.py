@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.measure.memory import bytes_kept, peak_bytes
+from bench.measure.memory import bytes_kept, mebibytes, peak_bytes
 from bench.measure.timing import Stages
-from bench.report.results import rounded
 
 # What .item(), float(), bool() and `if` on a tensor come down to: the host waits for the device.
 SYNCHRONISATION = torch.ops.aten._local_scalar_dense
@@ -71,7 +70,7 @@ def count(
         return (count_launches(run) if gpu else count_calls(run))._asdict()
 
     def peak(run: Callable[[], Any]) -> dict[str, Any]:
-        return {"peak_mib": _mebibytes(peak_bytes(run, device))} if gpu else {}
+        return {"peak_mib": mebibytes(peak_bytes(run, device))} if gpu else {}
 
     with stages.context():
         peak_forward = peak(lambda: stages.forward(inputs))
@@ -79,7 +78,7 @@ def count(
         if backward is None:
             return {"sample": peak_forward | calls(lambda: stages.forward(inputs))}
         peak_step = peak(lambda: backward(stages.forward(inputs), inputs))
-        kept = {"kept_mib": _mebibytes(bytes_kept(lambda: stages.forward(inputs), parameters))}
+        kept = {"kept_mib": mebibytes(bytes_kept(lambda: stages.forward(inputs), parameters))}
         forward = calls(lambda: results.append(stages.forward(inputs)))
         back = calls(lambda: backward(results.pop(), inputs))
     both = {name: forward[name] + back[name] for name in forward}
@@ -89,7 +88,3 @@ def count(
         "backward": peak_step | kept | back,
         "step": peak_step | kept | both,
     }
-
-
-def _mebibytes(size: int | None) -> float | None:
-    return None if size is None else rounded(size / 2**20)

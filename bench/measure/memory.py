@@ -10,6 +10,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.profiler import profile
 
+from bench.report.results import rounded
+
+
+def mebibytes(size: int | None) -> float | None:
+    """The cell of a table for so many bytes."""
+    return None if size is None else rounded(size / 2**20)
+
 
 def bytes_kept(run: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
     """Bytes of memory that autograd keeps for the backward of `run()`, each storage once, parameters left out."""

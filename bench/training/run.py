@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bench.measure.memory import peak_bytes
+from bench.measure.memory import mebibytes, peak_bytes
 from bench.measure.timing import spread, take_turns
-from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line, rounded
+from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line
 from bench.training.micrograph import random_patches
 from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Splitting, Training, Variant, build
 
@@ -153,8 +153,7 @@ class _Group:
 
     def _add_times(self, runner: Runner) -> None:
         cells: dict[str, Any] = {"rounds": len(runner.seconds), **spread(runner.seconds, "ms")}
-        if runner.peak is not None:
-            cells["peak_mib"] = rounded(runner.peak / 2**20)
+        cells["peak_mib"] = mebibytes(runner.peak)
         if self._kind != PREDICT:
             cells["final_loss"] = f"{runner.values[-1]:.6g}"
         self._add(runner.variant, OK, **cells)
@@ -162,5 +161,5 @@ class _Group:
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
         self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
-        said = f"{cells['median_ms']:>8} ms, peak {cells.get('peak_mib')} MiB" if cells else f"{status}: {reason}"
+        said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
         print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)
