@@ -59,17 +59,8 @@ STEP = [
 ]
 MODEL = [
     *("block_upstream", "params", "patch", "patch_likelihood", "other_libraries", "patched_model", "careamics_model"),
-    *(
-        "next_careamics",
-        "predict",
-        "predict_wrapped",
-        "backends",
-        "compile",
-        "export",
-        "wrappers",
-        "distributed",
-        "peers",
-    ),
+    *("next_careamics", "predict", "predict_wrapped", "backends", "compile", "export", "wrappers", "distributed"),
+    "peers",
 ]
 # What that torch itself cannot do on a CPU: FSDP2, which sums gradients where it should average them, with upstream's
 # blocks too; ONNX of code that asks whether it is exported; and with 2.6 compiled functions beside Triton 3.3.
