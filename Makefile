@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples mmse test versions bench train lint types audit hostcost wheels plots readme info cuda gpu sanitize fresh dist clean
+.PHONY: help demo examples mmse test versions bench train lint types audit hostcost wheels readme info cuda gpu sanitize fresh dist clean
 
 # The compiled code of csrc/cpu under AddressSanitizer and UndefinedBehaviorSanitizer. GCC's C++ library is loaded early as
 # well, or the sanitizer misses torch's exceptions; Python itself leaks by design.
@@ -85,10 +85,7 @@ fresh: $(INSTALLED)  ## the README's installation, from an sdist in an empty env
 dist: $(INSTALLED)  ## out/dist: an sdist and a wheel with the CPU's kernels, tried beside the lowest and the highest torch
 	$(BIN)/python -m nox -s dist $(ARGS)
 
-plots: $(INSTALLED)  ## draw the figures of bench/results from its tables; ARGS="bench/results/some.csv"
-	$(BIN)/python -m bench.report.figures $(ARGS)
-
-readme: $(INSTALLED)  ## write the tables of README and docs/performance.md from bench/results. ARGS=--check compares
+readme: $(INSTALLED)  ## tables and figures of README and docs/performance.md from bench/results. ARGS=--check compares
 	$(BIN)/python -m bench.report.pages $(ARGS)
 
 train: $(INSTALLED)  ## time of a step of the real CAREamics model, with both blocks; ARGS=--quick

@@ -1,14 +1,12 @@
-"""CAREamics' released LadderVAE in its default architecture: building, block, HDN loss, prediction and KL maps."""
+"""CAREamics' released LadderVAE in its default architecture: building, block, losses and prediction."""
 
 import contextlib
-import copy
 import importlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from careamics.config.architectures.lvae_config import LVAEConfig
 from careamics.config.losses.loss_config import LVAELossConfig
 from careamics.losses.lvae import lvae_losses as losses
@@ -20,10 +18,8 @@ from torch import Tensor, nn
 from tests.careamics_models import noise_model_likelihood
 
 ARCHITECTURE: dict[str, Any] = LVAEConfig(architecture="LVAE").model_dump()
-LEVELS = len(ARCHITECTURE["z_dims"])
 # Every level halves the patch, and upstream's block crops an odd latent, which no longer fits its encoder.
-PATCH_MULTIPLE = 2 ** (LEVELS + 1)
-MARGIN = PATCH_MULTIPLE // 2
+PATCH_MULTIPLE = 2 ** (len(ARCHITECTURE["z_dims"]) + 1)
 LOGVAR_LOWERBOUND = -5.0  # LadderVAE's own, which it leaves to the likelihood
 
 Loss = Callable[[tuple[Tensor, dict[str, Any]], Tensor], dict[str, Tensor] | None]
@@ -69,11 +65,6 @@ def _likelihood() -> Any:
         return GaussianLikelihood(ARCHITECTURE["predict_logvar"], LOGVAR_LOWERBOUND)
 
 
-def bottom_block(model: Any) -> nn.Module:
-    """The stochastic block of the level with the largest latent."""
-    return model.top_down_layers[0].stochastic
-
-
 def bare_block(channels: int, dims: int, vanilla_latent_hw: int) -> nn.Module:
     """Upstream's stochastic block without its convolutions: its inputs are the packed parameters (B, 2C, *S)."""
     # Built with as little as possible, and replaced: the convolutions cost the same whoever samples.
@@ -88,51 +79,3 @@ def mmse_loop(model: Any, tiles: Tensor, *, samples: int) -> tuple[Tensor, Tenso
     prediction = importlib.import_module("careamics.lightning.prediction.lvae.lvae_prediction")
     (mean,), (std,), _ = prediction.lvae_predict_mmse_tiled_batch(model, _likelihood(), (tiles,), samples)
     return mean, std
-
-
-@torch.no_grad()
-def predict(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> Tensor:
-    """The mean of several predictions (H, W) for a normalised image (H, W): the MMSE estimate.
-
-    The sides of the image are multiples of `PATCH_MULTIPLE`.
-    """
-    wide = _reflected(image)
-    model = copy.deepcopy(model).eval()
-    model.reset_for_inference(tuple(wide.shape[-2:]))
-    torch.manual_seed(seed)
-    return _trimmed(torch.stack([model(wide)[0][0, 0] for _ in range(samples)]).mean(0), image)
-
-
-@torch.no_grad()
-def kl_maps(model: Any, image: Tensor, *, samples: int, seed: int = 0) -> list[Tensor]:
-    """The KL per latent position in nats, in closed form, one map per level, bottom to top; mean of several samples.
-
-    `image` (H, W) is normalised, its sides are multiples of `PATCH_MULTIPLE`.
-    """
-    wide = _reflected(image)
-    model = copy.deepcopy(model).eval()
-    model.mode_pred = False
-    for layer in model.top_down_layers:
-        layer.analytical_kl = True  # a map of one-sample estimates shows little but their noise
-    _repeat_top_prior(model.top_down_layers[-1], [size // 2**LEVELS for size in wide.shape[-2:]])
-    torch.manual_seed(seed)
-    draws = [model(wide)[1]["kl_spatial"] for _ in range(samples)]
-    return [_trimmed(torch.cat(level).mean(0), image) for level in zip(*draws, strict=True)]
-
-
-def _repeat_top_prior(layer: Any, sizes: Sequence[int]) -> None:
-    """Tile the learned prior, which has the training patch's size, over a latent of other spatial sizes."""
-    prior = layer.top_prior_params
-    repeats = [-(-size // have) for size, have in zip(sizes, prior.shape[-2:], strict=True)]
-    layer.top_prior_params = nn.Parameter(prior.repeat(1, 1, *repeats)[..., : sizes[0], : sizes[1]])
-
-
-def _reflected(image: Tensor) -> Tensor:
-    """An image (H, W) as a batch (1, 1, H + 2 * MARGIN, W + 2 * MARGIN), so that its edges see no zero padding."""
-    return F.pad(image[None, None], (MARGIN,) * 4, mode="reflect")
-
-
-def _trimmed(wide: Tensor, image: Tensor) -> Tensor:
-    """The part of a result (h, w) for `_reflected(image)`, at any level's resolution, that belongs to the image."""
-    margin = MARGIN * wide.shape[0] // (image.shape[0] + 2 * MARGIN)
-    return wide[margin:-margin, margin:-margin]

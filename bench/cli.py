@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +12,15 @@ import torch
 from bench.measure.run_info import default_path
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Ends the program with what `main` returns; interrupted, after a line in place of a traceback."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +54,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def add_device(parser: Parser) -> None:
+    parser.add_argument("--device", type=device, default=default_device(), help="default: the GPU, if any")
+
+
 def check_patch(parser: Parser, patch: int, multiple: int, image_side: int) -> None:
     """Ends the program unless upstream's model can train on such patches of the image."""
     if patch % multiple:
@@ -63,11 +77,11 @@ def check_folder(parser: Parser, option: str, folder: Path) -> None:
 
 
 def table_options(parser: Parser, arguments: Sequence[str] | None, kind: str, quick: str) -> argparse.Namespace:
-    """The arguments of a command that fills a table of a `kind`: --quick, --device, --results, and its own."""
+    """The arguments of a command that fills a table of a `kind`: --quick, --results, and its own."""
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--device", type=device, default=default_device(), help="default: the GPU, if any")
     parser.add_argument("--results", type=Path, help=f"the CSV (bench/results/<machine>-<date>{kind}.csv)")
     options = parser.parse_args(arguments)
-    options.results = options.results or default_path(options.device, kind, quick=options.quick)
+    where = getattr(options, "device", torch.device("cpu"))
+    options.results = options.results or default_path(where, kind, quick=options.quick)
     check_folder(parser, "--results", options.results.parent)
     return options

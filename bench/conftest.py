@@ -37,13 +37,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", named, scope="module")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out the passes that a case has not."""
-    given = [item.callspec.params for item in items]  # type: ignore[attr-defined]
-    has = ("case" not in each or each["pass_name"] in each["case"].passes for each in given)
-    items[:] = [item for item, has_pass in zip(items, has, strict=True) if has_pass]
-
-
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """With -k and its like."""
     for item in items:
@@ -75,9 +68,13 @@ def _say(config: pytest.Config, text: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def add_row(pytestconfig: pytest.Config) -> Callable[[Row], None]:
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return _device(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def add_row(pytestconfig: pytest.Config, device: torch.device) -> Callable[[Row], None]:
     """Adds a row to the file of results."""
-    device = _device(pytestconfig)
     path = pytestconfig.getoption("results") or default_path(device, KERNELS, quick=pytestconfig.getoption("quick"))
     table, machine = Table(path, COLUMNS[KERNELS]), environment(device)
     pytestconfig.stash[TABLE] = table
@@ -85,10 +82,9 @@ def add_row(pytestconfig: pytest.Config) -> Callable[[Row], None]:
 
 
 @pytest.fixture(scope="module")
-def case_run(case: Case, pytestconfig: pytest.Config, add_row: Callable[[Row], None]) -> CaseRun:
+def case_run(case: Case, device: torch.device, pytestconfig: pytest.Config, add_row: Callable[[Row], None]) -> CaseRun:
     """The providers of a case, checked; who has no times has its row."""
     _say(pytestconfig, f"{case.name}: checking its providers")
-    device = _device(pytestconfig)
     found = CaseRun(case, device, QUICK_SECONDS if pytestconfig.getoption("quick") else SECONDS, _clock(device))
     for entry in found.entries.values():
         if not isinstance(entry, Entry):

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from bench import cli
 from bench.careamics import bare_block
 from bench.kernels.cases import LOGVAR_MAX
 from bench.kernels.providers import SUMS, validation
-from bench.measure.run_info import default_path, environment
+from bench.measure.run_info import environment
 from bench.measure.timing import seconds_by_name, spread, take_turns
 from bench.report.results import COLUMNS, COMPILED, HOST_COST, Table
 from ladder_kernels import NormalStochasticBlock, VarianceMap, normal_sample_kl, use_backend
@@ -82,9 +81,7 @@ def launch_into_nothing() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = cli.Parser(prog="python -m bench.hostcost", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled")
-    parser.add_argument("--results", type=Path, help=f"the CSV (bench/results/<machine>-<date>{HOST_COST}.csv)")
-    options = parser.parse_args(arguments)
+    options = cli.table_options(parser, arguments, HOST_COST, quick="few rounds, nothing compiled")
     torch.set_num_threads(1)
     runs: dict[str, Callable[[int], None]] = {}
     for who, backend in WHO.items():
@@ -98,8 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             runs[f"{who}: {name}"](WARM_UP)
     rounds = 5 if options.quick else 40
     turns = take_turns(runs, [TIMED] * rounds, CPU, lambda key, _: runs[key](UNTIMED))
-    results = options.results or default_path(CPU, HOST_COST, quick=options.quick)
-    table, machine = Table(results, COLUMNS[HOST_COST]), environment(CPU)
+    table, machine = Table(options.results, COLUMNS[HOST_COST]), environment(CPU)
     for key, found in seconds_by_name(turns).items():
         who, name = key.split(": ")
         figures = spread([each / TIMED for each in found], "us")
@@ -113,4 +109,4 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # The interpreter would run the Triton kernels instead of launching them.
     os.environ.pop("TRITON_INTERPRET", None)
-    sys.exit(main())
+    cli.run(main)

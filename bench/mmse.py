@@ -4,7 +4,6 @@ The default LadderVAE predicts noise of several sizes. An image larger than a ti
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -69,6 +68,7 @@ def measure(side: int, samples: int, rounds: int, device: torch.device) -> Itera
 
 def main(arguments: list[str] | None = None) -> int:
     parser = cli.Parser(prog="python -m bench.mmse", description=__doc__.splitlines()[0])
+    cli.add_device(parser)
     options = cli.table_options(parser, arguments, MMSE, quick="few samples, smaller images")
     table, machine = Table(options.results, COLUMNS[MMSE]), environment(options.device)
     samples = QUICK_SAMPLES if options.quick else SAMPLES
@@ -83,4 +83,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from typing import Any
 
 import torch
 
@@ -68,15 +69,15 @@ MIXTURE = {
 OPERATIONS = {"forward": FORWARD, "backward": BACKWARD, "sample": SAMPLE, "mixture": MIXTURE}
 
 
-def _no_kl(kl, value):
+def _no_kl(kl: str, value: Any) -> bool:
     return kl != "none" or not value
 
 
-def _needs_p(needs, value):
+def _needs_p(needs: str, value: Any) -> bool:
     return "p" not in needs.split() or value not in (None, "none")
 
 
-def _needs_latent(needs, value):
+def _needs_latent(needs: str, value: bool) -> bool:
     return "latent" not in needs.split() or value
 
 
@@ -116,7 +117,8 @@ def rows() -> list[tuple[str, Row]]:
 
 def few_rows() -> list[tuple[str, Row]]:
     """Those of `rows` with a choice that none before has: every choice is in one of them."""
-    found, met = [], set()
+    found: list[tuple[str, Row]] = []
+    met: set[tuple[Any, ...]] = set()
     for operation, row in rows():
         choices = {(operation, *item) for item in row.items()}
         if choices - met:
@@ -166,7 +168,7 @@ def launch(operation: str, row: Row) -> None:
         backend.forward(q, p, source, step)
     else:
         grads = incoming(row, (batch, channels, *space), compute_dtype(q, p, source))
-        needs = tuple(name in row["needs"].split() for name in ("q", "p", "latent"))
+        needs: Any = tuple(name in row["needs"].split() for name in ("q", "p", "latent"))
         backend.backward(q, p, source, step, grads, needs)
 
 
@@ -179,7 +181,7 @@ def launch_mixture(row: Row, shape: tuple[int, ...], last: bool) -> None:
     weight = torch.empty((shape[1], 3 * row["n"], row["c"]), device="meta")
     constants = torch.empty((6, shape[1]), dtype=compute_dtype(x, signal), device="meta")
     out = mixture.forward(x, signal, weight, constants)
-    needs = tuple(name in row["needs"].split() for name in ("x", "signal", "weight"))
+    needs: Any = tuple(name in row["needs"].split() for name in ("x", "signal", "weight"))
     mixture.backward(out.new_empty(()).expand(shape), x, signal, weight, constants, needs)
 
 
@@ -208,7 +210,9 @@ def incoming(row: Row, latent: tuple[int, ...], sums: torch.dtype) -> StepGrads:
         "logprob_q": (batch,),
         "kl_elementwise": latent,
     }
-    grads = {name: torch.empty(shape, dtype=sums, device="meta") for name, shape in shapes.items() if row[name]}
+    grads: dict[str, Any] = {
+        name: torch.empty(shape, dtype=sums, device="meta") for name, shape in shapes.items() if row[name]
+    }
     if row["kl_samplewise"]:
         grads["kl_samplewise"] = torch.empty((), dtype=sums, device="meta").expand(batch)
     if row["grad_z"] is not None:

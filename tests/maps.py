@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from ladder_kernels.variance import KINDS, VarianceMap
-from tests.pairwise import Factors, Row, covering_rows
+from tests.pairwise import Row, covering_rows
 
 MAPS: dict[str, VarianceMap] = {
     **{kind: VarianceMap(kind) for kind in KINDS},
@@ -17,7 +19,7 @@ MAPS: dict[str, VarianceMap] = {
 }
 
 
-def modes(**factors: Factors) -> pytest.MarkDecorator:
+def modes(**factors: Sequence[Any]) -> pytest.MarkDecorator:
     """Parametrises a test: every combination of the factors with one map, and in pairs with every other one.
 
     What a map does and what the other choices do meet in few lines, and interpreted kernels take a second a call.

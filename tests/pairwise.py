@@ -1,10 +1,12 @@
 """A covering array: few combinations in which every pair of values of two factors that can meet meets."""
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-Row = dict[str, Hashable]
-Factors = Mapping[str, Sequence[Hashable]]
+Row = dict[str, Any]
+"""Of every factor a value, which is hashable."""
+Factors = Mapping[str, Sequence[Any]]
 Possible = Callable[[Row], bool]
 """Whether nothing forbids these values; asked of rows with some factors still open."""
 
@@ -42,7 +44,7 @@ def _complete(row: Row, factors: Factors, possible: Possible, missing: Mapping[f
     if name is None:
         return row
 
-    def news(value: Hashable) -> int:
+    def news(value: Any) -> int:
         return sum(frozenset([(name, value), item]) in missing for item in row.items())
 
     for value in sorted(factors[name], key=news, reverse=True):

@@ -13,8 +13,8 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
-from typing import Any
+
+from tqdm import tqdm
 
 from bench.audit import cuda as audit_cuda
 from bench.audit import triton as audit_triton
@@ -28,8 +28,8 @@ def main() -> int:
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         cubins, variants = audit_cuda.extract_cubins(folder), audit_triton.variants()
-        triton = list(_told("Triton kernels compiled", len(variants), pool.imap(audit_triton.audit, variants)))
-        files = list(_told("files of CUDA kernels read", len(cubins), pool.imap(audit_cuda.audit, cubins)))
+        triton = list(tqdm(pool.imap(audit_triton.audit, variants), "Triton kernels", len(variants), mininterval=5))
+        files = list(tqdm(pool.imap(audit_cuda.audit, cubins), "files of CUDA kernels", len(cubins), mininterval=5))
     cuda = sorted(itertools.chain(*files), key=lambda row: list(row.values())[:5])
     found = [fault for row in triton + cuda for fault in faults(row)]
     if check:
@@ -48,14 +48,6 @@ def main() -> int:
         or f"{len(triton + cuda)} kernels: on {BUDGETS_TARGET} no stack, no spills, wide accesses, in budget"
     )
     return int(bool(found))
-
-
-def _told(what: str, count: int, results: Iterable[Any]) -> Iterable[Any]:
-    """The results, and on stderr how many there are so far."""
-    for place, result in enumerate(results, 1):
-        if place % 10 == 0 or place == count:
-            print(f"{place} of {count} {what}", file=sys.stderr, flush=True)
-        yield result
 
 
 if __name__ == "__main__":

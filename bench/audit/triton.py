@@ -2,29 +2,33 @@
 
 import itertools
 import tempfile
-from typing import Any, Literal
+from typing import Any
+
+import torch
 
 from bench.audit.machine_code import kernel_costs
 from bench.audit.table import BUDGETS_TARGET, TARGETS, Variant, row
-from ladder_kernels.variance import KINDS, VarianceMap
+from ladder_kernels.variance import KINDS
+from tests.compile_triton import SUMS, launch
 from tests.fake_gpu import compiled_launches, install
-from tests.pairwise import Factors, covering_rows
+from tests.pairwise import Factors, Row, covering_rows
 
-# A level of the default CAREamics model, batch 32: long enough that programs take several tiles.
-LATENT = (32, 128, 64, 64)
+# What the kernels have in common, as rows of the tests: seeds, a clamp, a learned prior, a KL's gradient and z's; many
+# latents, so that programs take several tiles.
+STEP: Row = {
+    **{"draw": "seed", "source": None, "temperature": 1.0, "raw_min": None, "raw_max": 20.0, "prior": "learned"},
+    **{"size": "many", "dims": 2, "wide": False, "window": False, "elementwise": False, "needs": "q p"},
+    **dict.fromkeys(SUMS, False),
+    "kl_samplewise": True,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("nchw", "channels_last")
 # "forward none" is prediction's one pass.
 KERNELS = ("forward mc", "forward analytic", "forward none", "backward mc", "backward analytic", "sample")
-KL: dict[str, Literal["monte_carlo", "analytic", "none"]] = {
-    "mc": "monte_carlo",
-    "analytic": "analytic",
-    "none": "none",
-}
-# Components and coefficients of a mixture likelihood, of a batch of denoiSplit.
+KL = {"mc": "monte_carlo", "analytic": "analytic", "none": "none"}
+# Components and coefficients of a mixture likelihood.
 MIXTURES = ((1, 1), (3, 2), (4, 3))
 MIXTURE_KERNELS = ("mixture forward", "mixture backward", "mixture backward, weight")
-PIXELS = (32, 2, 64, 64)
 
 
 def variants() -> list[Variant]:
@@ -51,8 +55,9 @@ def audit(variant: Variant) -> dict[str, Any]:
 
     install(variant.target)
     mixture = variant.kernel in MIXTURE_KERNELS
-    # The first launch: after forward's comes that of its reduction.
-    compiled, (*_, mode) = compiled_launches(lambda: _call_mixture(variant) if mixture else _call(variant))[0]
+    # After a forward pass comes the launch of its reduction; after a mixture's the one of its backward pass.
+    place = 1 if variant.kernel.startswith("mixture backward") else 0
+    compiled, (*_, mode) = compiled_launches(lambda: _launch(variant))[place]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -64,47 +69,16 @@ def audit(variant: Variant) -> dict[str, Any]:
     return row(variant, cost, at_once / threads, f"triton {triton.__version__}")
 
 
-def _call(variant: Variant) -> None:
-    """The backend is asked for what the variant names, on tensors without memory."""
-    import torch
-
-    from ladder_kernels.backends import triton as backend
-    from ladder_kernels.backends.step import Step, StepGrads
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        layout = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
-        return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
-
-    channels_last = variant.options.endswith("channels_last")
-    kind = variant.options.partition(",")[0]
-    dtype = getattr(torch, variant.dtype)
-    batch, channels, *space = LATENT
-    q, p = (empty(batch, 2 * channels, *space, dtype=dtype) for _ in range(2))
-    seed = empty(dtype=torch.int64)
-    direction, _, kl = variant.kernel.partition(" ")
-    step = Step("seed", KL[kl or "none"], variance=VarianceMap(kind, raw_max=20.0), channels_last=channels_last)
-    if direction == "sample":
-        backend.sample(q, seed, step)
-    elif direction == "forward":
-        backend.forward(q, None if kl == "none" else p, seed, step)
-    else:
-        grads = StepGrads(z=empty(*LATENT, dtype=dtype), kl_samplewise=empty(batch, dtype=torch.float32))
-        backend.backward(q, p, seed, step, grads, (True, True, False))
-
-
-def _call_mixture(variant: Variant) -> None:
-    import torch
-
-    from ladder_kernels.backends.torch.mixture import CONSTANTS
-    from ladder_kernels.backends.triton import mixture
-
-    n, c = (int(option.split()[0]) for option in variant.options.split(", "))
-    x = torch.empty(PIXELS, dtype=getattr(torch, variant.dtype), device="meta")
-    channels = PIXELS[1]
-    weight = torch.empty((channels, 3 * n, c), device="meta")
-    constants = torch.empty((len(CONSTANTS), channels), device="meta")
-    if variant.kernel == "mixture forward":
-        mixture.forward(x, x, weight, constants)
-    else:
-        needs = (False, True, variant.kernel.endswith("weight"))
-        mixture.backward(x.float(), x, x, weight, constants, needs)
+def _launch(variant: Variant) -> None:
+    """Has the backend launch what the variant names, on tensors without memory."""
+    dtype: Any = getattr(torch, variant.dtype)
+    options = variant.options.split(", ")
+    if variant.kernel in MIXTURE_KERNELS:
+        n, c = (int(option.split()[0]) for option in options)
+        needs = "signal weight" if variant.kernel.endswith("weight") else "signal"
+        launch("mixture", STEP | {"n": n, "c": c, "x": dtype, "signal": dtype, "needs": needs, "layout": "nchw"})
+        return
+    operation, _, kl = variant.kernel.partition(" ")
+    p = None if kl == "none" else dtype
+    choices = {"kl": KL.get(kl), "q": dtype, "p": p, "grad_z": dtype, "map": options[0], "layout": options[-1]}
+    launch(operation, STEP | choices)

@@ -34,9 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("upstream's with weights off by one rounding error", flush=True)
     try:
         findings = run(settings, load_micrograph(SEED), options.device)
-    except KeyboardInterrupt:
-        print("interrupted; nothing is written", file=sys.stderr)
-        return cli.INTERRUPTED
     except DivergedError as error:
         print(error, file=sys.stderr)
         return 1
@@ -52,7 +49,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=cli.positive_int, default=150, help="training steps of each model (150)")
     parser.add_argument("--batch", type=cli.positive_int, default=2, help="patches per step (2)")
     parser.add_argument("--patch", type=cli.positive_int, default=64, help="side of a patch in pixels (64)")
-    parser.add_argument("--device", type=cli.device, default=cli.default_device(), help="default: the GPU, if any")
+    cli.add_device(parser)
     parser.add_argument("--analytical-kl", action="store_true", help="KL in closed form instead of Monte Carlo")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (out/demo)")
     options = parser.parse_args(arguments)
@@ -62,4 +59,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.kernels.cases import LOGVAR_MAX
 from bench.measure.counts import count
-from bench.measure.timing import Stages, Work, quantile, seconds_by_name, take_turns
+from bench.measure.timing import Stages, quantile, seconds_by_name, take_turns
 
 WARM_UPS = 3
 
@@ -20,10 +20,8 @@ def block_costs(
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(*shape, generator=generator).to(device).requires_grad_() for _ in range(2)]
     stages = {name: _stages(block, inputs, analytical_kl) for name, block in blocks.items()}
-    works = {name: Work(each, "step", [inputs]) for name, each in stages.items()}
-    runs = {name: lambda _, work=work: work.run() for name, work in works.items()}
-    turns = take_turns(runs, range(WARM_UPS + rounds), device, lambda name, _: works[name].prepare())
-    seconds = seconds_by_name(turns)
+    steps = {name: lambda given, each=each: each.backward(each.forward(given), given) for name, each in stages.items()}
+    seconds = seconds_by_name(take_turns(steps, [inputs] * (WARM_UPS + rounds), device))
     costs = {}
     for name, block in blocks.items():
         passes = count(stages[name], inputs, device, parameters=block.parameters())

@@ -36,11 +36,6 @@ class Provider(NamedTuple):
     validates: bool = False
     """Whether torch.distributions checks its arguments, as it does by default."""
 
-    @property
-    def noise_is_stored(self) -> bool:
-        """Whether a tensor of noise is written and read, besides what any provider must move."""
-        return self.noise in ("upstream", "torch")
-
     def unavailable(self, case: Case, device: torch.device) -> str | None:
         """Why it cannot take part, or None."""
         if device.type not in self.devices:
@@ -51,7 +46,10 @@ class Provider(NamedTuple):
 
     def stages(self, case: Case) -> Stages:
         """What is timed. Raises what building the provider raises."""
-        return Stages(self.make(case), None if case.prediction else _backward, lambda: self._context(case))
+        forward = self.make(case)
+        if self.compiled:
+            forward = torch.compile(forward, dynamic=False)
+        return Stages(forward, None if case.prediction else _backward, lambda: self._context(case))
 
     @contextlib.contextmanager
     def _context(self, case: Case) -> Iterator[None]:
@@ -111,18 +109,17 @@ def _upstream(case: Case) -> Forward:
     return forward
 
 
-def _upstream_compiled(case: Case) -> Forward:
+def _upstream_to_compile(case: Case) -> Forward:
+    """Only what ours returns too: the compiler drops the elementwise KL and the distributions' parameters."""
     eager = _upstream(case)
     wanted = ("z",) if case.prediction else ("z", *SUMS)
 
-    # Only what ours returns too: the compiler drops the elementwise KL and the distributions' parameters.
-    @torch.compile(dynamic=False)
-    def compiled(inputs: Inputs) -> Any:
+    def forward(inputs: Inputs) -> Any:
         data = eager(inputs)
         # Detached as ours is: in bfloat16 the compiled gradient of the unused maximum makes all others NaN.
         return {name: data[name] for name in wanted} | {"qvar_max": data["qvar_max"].detach()}
 
-    return compiled
+    return forward
 
 
 def _ours(noise: Literal["torch", "philox"]) -> Callable[[Case], Forward]:
@@ -142,16 +139,12 @@ def _ours(noise: Literal["torch", "philox"]) -> Callable[[Case], Forward]:
     return make
 
 
-def _ours_compiled(case: Case) -> Forward:
-    return torch.compile(_ours("torch")(case), dynamic=False)
-
-
 PROVIDERS = (
     Provider("upstream", _upstream, "upstream", validates=True),
     Provider("upstream, validation off", _upstream, "upstream"),
-    Provider("upstream, compiled", _upstream_compiled, "compiler", compiled=True),
+    Provider("upstream, compiled", _upstream_to_compile, "compiler", compiled=True),
     Provider("torch", _ours("torch"), "torch", "torch"),
-    Provider("torch, compiled", _ours_compiled, "torch", "torch", compiled=True),
+    Provider("torch, compiled", _ours("torch"), "torch", "torch", compiled=True),
     Provider("cpp", _ours("torch"), "torch", "cpp", (CPU,)),
     Provider("cpp, Philox", _ours("philox"), "philox", "cpp", (CPU,)),
     Provider("triton", _ours("torch"), "torch", "triton", (GPU,)),

@@ -115,5 +115,5 @@ def bytes_moved(case: Case, provider: Provider, name: str) -> int:
     """
     if name == "step":
         return bytes_moved(case, provider, "forward") + bytes_moved(case, provider, "backward")
-    noise = 0 if not provider.noise_is_stored else 4 if name == "backward" else 8
+    noise = 0 if provider.noise in ("philox", "compiler") else 4 if name == "backward" else 8
     return case.latents * (VALUES[name] * case.dtype.itemsize + noise)

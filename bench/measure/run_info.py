@@ -17,7 +17,7 @@ from ladder_kernels import info
 
 def default_path(device: torch.device, kind: str, *, quick: bool) -> Path:
     """<machine>-<date><kind>.csv, where results are kept, or where a quick look is not."""
-    return (GROWING if quick else RESULTS) / f"{machine(device)}-{_today()}{kind}.csv"
+    return (GROWING if quick else RESULTS) / f"{machine(device)}-{datetime.date.today()}{kind}.csv"
 
 
 def machine(device: torch.device) -> str:
@@ -37,12 +37,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **{name: versions[name] or "" for name in ("torch", "triton", "careamics", "ladder_kernels")},
         "commit": _commit(),
-        "date": _today(),
+        "date": datetime.date.today().isoformat(),
     }
-
-
-def _today() -> str:
-    return datetime.date.today().isoformat()
 
 
 def _commit() -> str:

@@ -1,1 +1,1 @@
-"""Results files, and the README's tables and figures made of them: `make readme`, `make plots`."""
+"""Results files, and the pages' tables and figures made of them: `make readme`."""

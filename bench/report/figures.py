@@ -1,12 +1,11 @@
-"""`python -m bench.report.figures [csv...]`: draws a kernels file's time against its size, beside it as PNG.
+"""The figures of bench/results: a kernels file's time against its size, beside it as PNG.
 
-Without arguments, of every kernels file in bench/results. The image carries a fingerprint of the rows that it was drawn
-from, so that `python -m bench.report.pages --check` can tell one that is out of date without comparing pixels.
+An image carries a fingerprint of the rows that it was drawn from: whether it is out of date is seen without comparing
+pixels.
 """
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from bench.cli import Parser
-from bench.report.results import COMPILED, KERNELS, UPSTREAM, Results, Row, about, find, number, read
+from bench.report.results import COMPILED, KERNELS, UPSTREAM, Results, Row, about, number, read
 
 UPSTREAM_COLOUR, OUR_COLOUR = "#3f74b8", "#e2552b"
 PURPLE, GREEN, GREY = "#b0699e", "#0a9b77", "#757c87"
@@ -92,39 +90,24 @@ def _draw_times(axes: Axes, rows: Sequence[Row]) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def fingerprint(rows: Sequence[Row]) -> str:
-    """Of what there is to draw."""
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def fault(results: Results) -> str | None:
-    """Why the figure beside a results file is not the one that it gives, or None."""
-    path = figure_path(results)
-    if not path.exists():
-        return f"{path.name}: missing; run `make plots`"
-    with Image.open(path) as image:
-        up_to_date = image.info.get(FINGERPRINT) == fingerprint(swept(results))
-    return None if up_to_date else f"{path.name}: out of date; run `make plots`"
-
-
 def drawable(paths: Iterable[Path]) -> list[Results]:
     """Those of the files that have a figure."""
     return [each for each in map(read, paths) if each.kind == KERNELS and swept(each)]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m bench.report.figures", description=__doc__.splitlines()[0])
-    parser.add_argument("csv", nargs="*", type=Path, help="kernels files; all of bench/results where none is named")
-    try:
-        for results in drawable(parser.parse_args(arguments).csv or find()):
-            rows, path = swept(results), figure_path(results)
-            metadata = {FINGERPRINT: fingerprint(rows), "Software": None}
-            draw(rows).savefig(path, dpi=110, transparent=True, metadata=metadata)
-            print(path)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    return 0
+def write(results: Results) -> None:
+    """Draws the figure of a results file beside it."""
+    metadata = {FINGERPRINT: _fingerprint(results), "Software": None}
+    draw(swept(results)).savefig(figure_path(results), dpi=110, transparent=True, metadata=metadata)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def is_drawn(results: Results) -> bool:
+    """Whether the figure beside a results file is the one that it gives."""
+    if not (path := figure_path(results)).exists():
+        return False
+    with Image.open(path) as image:
+        return image.info.get(FINGERPRINT) == _fingerprint(results)
+
+
+def _fingerprint(results: Results) -> str:
+    return hashlib.sha256(json.dumps(swept(results)).encode()).hexdigest()

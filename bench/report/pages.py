@@ -1,8 +1,8 @@
-"""`python -m bench.report.pages`: writes the pages' tables from bench/results, the newest of each machine.
+"""`python -m bench.report.pages`: writes the pages' tables and draws the figures from bench/results.
 
-Each stands between `<!-- generated: NAME -->` and `<!-- end -->`, on any page; nothing else is touched. `--check`
-writes nothing and fails where a table, or a figure of bench/results, is not what the results give. Lines and columns of
-the tables: bench/report/tables.py.
+A table, of the newest file of each machine, stands between `<!-- generated: NAME -->` and `<!-- end -->`, on any page;
+nothing else is touched. `--check` writes nothing and fails where a table or a figure is not what the results give.
+Lines and columns of the tables: bench/report/tables.py.
 """
 
 import os
@@ -56,16 +56,17 @@ def filled() -> Iterator[tuple[Path, str, str]]:
 
 def faults() -> list[str]:
     """The pages and the figures of bench/results that are not what the results give."""
-    found = [f"{page.relative_to(ROOT)}: out of date; run `make readme`" for page, text, new in filled() if text != new]
-    drawn = figures.drawable(find(ROOT / FOLDER))
-    left_over = set((ROOT / FOLDER).glob("*.png")) - {figures.figure_path(each) for each in drawn}
-    found += [fault for each in drawn if (fault := figures.fault(each))]
-    return found + [f"{path.name}: no results file gives it; remove it" for path in sorted(left_over)]
+    drawn = {figures.figure_path(each): each for each in figures.drawable(find(ROOT / FOLDER))}
+    stale = [page for page, text, new in filled() if text != new]
+    stale += [path for path, results in drawn.items() if not figures.is_drawn(results)]
+    found = [f"{path.relative_to(ROOT)}: out of date; run `make readme`" for path in stale]
+    left_over = sorted(set((ROOT / FOLDER).glob("*.png")) - drawn.keys())
+    return found + [f"{path.relative_to(ROOT)}: no results file gives it; remove it" for path in left_over]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.report.pages", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare instead of writing, the figures too")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
     try:
         if parser.parse_args(arguments).check:
             found = faults()
@@ -73,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
             return int(bool(found))
         for page, _, text in filled():
             page.write_text(text)
+        for results in figures.drawable(find(ROOT / FOLDER)):
+            if not figures.is_drawn(results):
+                figures.write(results)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

@@ -4,7 +4,6 @@ Training and prediction; eager, compiled, and captured as a CUDA graph. The vari
 """
 
 import os
-import sys
 from collections.abc import Sequence
 
 # Read by torch when it is loaded. Counting the CPU's memory else prints an error where there is no GPU.
@@ -29,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patch", type=cli.positive_int, default=64, help="side of a patch in pixels (64)")
     parser.add_argument("--rounds", type=cli.positive_int, help="timed steps (GPU 100, quick 20; CPU 30, quick 7)")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="repeatable; default: all that run")
+    cli.add_device(parser)
     options = cli.table_options(parser, arguments, TRAINING, quick="few rounds, nothing compiled")
     cli.check_patch(parser, options.patch, PATCH_MULTIPLE, SIDE)
     on_gpu = options.device.type != "cpu"
@@ -39,15 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(options.device, *sizes, options.precision or PRECISIONS, compiled)
     machine, table = environment(options.device), Table(options.results, COLUMNS[TRAINING])
     print(f"CAREamics LadderVAE, {settings.batch} x {settings.patch} x {settings.patch}, on {machine['device']}")
-    try:
-        measure(settings, load_micrograph().normalised(), table, machine)
-    except KeyboardInterrupt:
-        print(f"interrupted; what there is lies in {table.path}", file=sys.stderr)
-        return cli.INTERRUPTED
+    measure(settings, load_micrograph().normalised(), lambda row: table.add(row | machine))
     table.done()
     print(f"written: {table.path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

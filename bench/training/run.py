@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from bench.measure.memory import mebibytes, peak_bytes
 from bench.measure.timing import spread, take_turns
-from bench.report.results import FAILED, OK, SKIPPED, WRONG, Table, one_line
+from bench.report.results import FAILED, OK, SKIPPED, WRONG, one_line
 from bench.training.micrograph import random_patches
 from bench.training.steps import FP32, SEED, UPSTREAM, VARIANTS, Prediction, Splitting, Training, Variant, build
 
@@ -44,7 +44,8 @@ class Runner:
     """A variant, and what its turns gave."""
 
     variant: Variant
-    step: Callable[[Tensor], Tensor]
+    step: Any = None
+    """Maps patches to the loss, or to a squared error."""
     peak: int | None = None
     """Bytes: the most at once from nothing to the end of the first steps."""
     values: list[float] = field(default_factory=list)
@@ -59,36 +60,43 @@ class Runner:
         return self.step(given[1])
 
 
-def measure(settings: Settings, image: Tensor, table: Table, environment: dict[str, Any]) -> None:
-    """Fill the table, one group of variants after the other, with steps on random patches of an image (H, W).
+def measure(settings: Settings, image: Tensor, add_row: Callable[[dict[str, Any]], None]) -> None:
+    """Adds the rows of one group of variants after the other, with steps on random patches of an image (H, W).
 
     A KeyboardInterrupt passes through, after the rows of what had been timed.
     """
     for precision in settings.precisions:
         for kind in KINDS:
-            _Group(settings, image, precision, kind, table, environment).run()
+            _Group(settings, image, precision, kind, add_row).run()
             gc.collect()
 
 
+@dataclass
 class _Group:
     """The variants that are compared with each other: one precision, training or prediction."""
 
-    def __init__(
-        self, settings: Settings, image: Tensor, precision: str, kind: str, table: Table, environment: dict[str, Any]
-    ) -> None:
-        self._settings, self._image, self._precision, self._kind, self._table = settings, image, precision, kind, table
-        self._common = {"batch": settings.batch, "patch": settings.patch, **environment}
-        self._expected: list[float] | None = None
+    settings: Settings
+    image: Tensor
+    precision: str
+    kind: str
+    add_row: Callable[[dict[str, Any]], None]
+    expected: list[float] | None = None
+    """What upstream's first steps give."""
 
     def run(self) -> None:
         # Compiled code is kept by the model's class, up to a few versions; beyond that a variant would run eagerly.
         torch._dynamo.reset()
         first = list(map(self._given, range(CHECKED_STEPS)))
-        entered = (self._enter(variant, first) for variant in VARIANTS)
-        runners = {runner.variant.name: runner for runner in entered if runner is not None}
-        rounds = map(self._given, range(CHECKED_STEPS, CHECKED_STEPS + self._settings.rounds))
+        runners: dict[str, Runner] = {}
+        for variant in VARIANTS:
+            entered = self._enter(variant, first)
+            if isinstance(entered, Runner):
+                runners[variant.name] = entered
+            else:
+                self._add(variant, *entered)
+        rounds = map(self._given, range(CHECKED_STEPS, CHECKED_STEPS + self.settings.rounds))
         runs = {name: runner.run for name, runner in runners.items()}
-        turns = take_turns(runs, rounds, self._settings.device, lambda name, given: runners[name].prepare(given))
+        turns = take_turns(runs, rounds, self.settings.device, lambda name, given: runners[name].prepare(given))
         try:
             for turn in turns:
                 runners[turn.name].values.append(turn.result.item())
@@ -100,66 +108,57 @@ class _Group:
 
     def _given(self, count: int) -> Given:
         """The same patches for every variant and precision."""
-        settings, generator = self._settings, torch.Generator().manual_seed(count)
-        return count, random_patches(self._image, settings.patch, settings.batch, generator).to(settings.device)
+        generator = torch.Generator().manual_seed(count)
+        patches = random_patches(self.image, self.settings.patch, self.settings.batch, generator)
+        return count, patches.to(self.settings.device)
 
-    def _enter(self, variant: Variant, first: Sequence[Given]) -> Runner | None:
-        """Build a variant and check its first steps; what is left out, fails or is wrong gets its row at once."""
-        settings = self._settings
-        if variant.captured and settings.device.type != "cuda":
-            self._add(variant, SKIPPED, "CUDA graphs need a GPU")
-            return None
-        if variant.compiled and self._precision not in settings.compiled:
-            self._add(variant, SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone")
-            return None
-        print(f"{self._precision:10} {self._kind:10} {variant.name}: built and checked", flush=True)
-        built: list[Runner] = []
+    def _enter(self, variant: Variant, first: Sequence[Given]) -> Runner | tuple[str, str]:
+        """The variant after its first steps, or status and reason of what is left out, fails or is wrong."""
+        if variant.captured and self.settings.device.type != "cuda":
+            return SKIPPED, "CUDA graphs need a GPU"
+        if variant.compiled and self.precision not in self.settings.compiled:
+            return SKIPPED, "compiling takes long: not with --quick, and on a CPU in fp32 alone"
+        print(f"{self.precision:10} {self.kind:10} {variant.name}: built and checked", flush=True)
+        runner = Runner(variant)
         try:
-            peak = peak_bytes(lambda: built.append(self._build(variant, first)), settings.device)
+            runner.peak = peak_bytes(lambda: self._start(runner, first), self.settings.device)
         except Exception as error:  # whatever it is, the others go on
-            self._add(variant, FAILED, one_line(error))
-            return None
-        (runner,) = built
-        runner.peak = peak
+            return FAILED, one_line(error)
         reason = self._fault(runner)
-        if reason is not None:
-            self._add(variant, WRONG, reason)
-            return None
-        return runner
+        return runner if reason is None else (WRONG, reason)
 
-    def _build(self, variant: Variant, first: Sequence[Given]) -> Runner:
-        """The variant after its first steps."""
-        runner = Runner(variant, build(KINDS[self._kind], variant, self._precision, first[0][1]))
+    def _start(self, runner: Runner, first: Sequence[Given]) -> None:
+        runner.step = build(KINDS[self.kind], runner.variant, self.precision, first[0][1])
         for given in first:
             runner.prepare(given)
             runner.values.append(runner.run(given).item())
-        return runner
 
     def _fault(self, runner: Runner) -> str | None:
         """Where the first steps differ from upstream's by more than they may."""
         if runner.variant == UPSTREAM:
-            self._expected = runner.values
-        if self._expected is None:
+            self.expected = runner.values
+        if self.expected is None:
             return "nothing of upstream's to compare with"
         # Compiled, in 16 bits and on a GPU the noise is another one.
-        same = not runner.variant.compiled and self._precision == FP32 and self._settings.device.type == "cpu"
+        same = not runner.variant.compiled and self.precision == FP32 and self.settings.device.type == "cpu"
         tolerance = TOLERANCE if same else TOLERANCE_OTHER_NOISE
-        for step, (value, expected) in enumerate(zip(runner.values, self._expected, strict=True), 1):
+        for step, (value, expected) in enumerate(zip(runner.values, self.expected, strict=True), 1):
             # Written so that NaN is wrong.
             if not abs(value - expected) <= tolerance * abs(expected):
-                what = "squared error" if self._kind == PREDICT else "loss"
+                what = "squared error" if self.kind == PREDICT else "loss"
                 return f"{what} {value:.7g} at step {step}, upstream's is {expected:.7g}"
         return None
 
     def _add_times(self, runner: Runner) -> None:
         cells: dict[str, Any] = {"rounds": len(runner.seconds), **spread(runner.seconds, "ms")}
         cells["peak_mib"] = mebibytes(runner.peak)
-        if self._kind != PREDICT:
+        if self.kind != PREDICT:
             cells["final_loss"] = f"{runner.values[-1]:.6g}"
         self._add(runner.variant, OK, **cells)
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
-        where = {"variant": variant.name, "precision": self._precision, "pass": self._kind}
-        self._table.add({**self._common, **where, "status": status, "reason": reason, **cells})
+        sizes = {"batch": self.settings.batch, "patch": self.settings.patch}
+        where = {"variant": variant.name, "precision": self.precision, "pass": self.kind}
+        self.add_row({**sizes, **where, "status": status, "reason": reason, **cells})
         said = f"{cells['median_ms']:>8} ms, peak {cells['peak_mib']} MiB" if cells else f"{status}: {reason}"
-        print(f"{self._precision:10} {self._kind:10} {variant.name:24} {said}", flush=True)
+        print(f"{self.precision:10} {self.kind:10} {variant.name:24} {said}", flush=True)

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.careamics import build_model, kl_maps, predict
+from bench import cli
 from bench.demo import __main__ as demo
 from bench.demo import run
 from bench.training import steps
-from bench.training.micrograph import load_micrograph, psnr
+from bench.training.micrograph import load_micrograph
 
 TINY = ["--steps", "2", "--batch", "1", "--patch", "32", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SHOWN_SIDE": 32, "PREDICTIONS": 1, "KL_SAMPLES": 1, "BLOCK_ROUNDS": 1}.items():
+    for name, value in {"SHOWN": slice(32), "PREDICTIONS": 1, "BLOCK_ROUNDS": 1}.items():
         monkeypatch.setattr(run, name, value)
 
 
@@ -64,22 +64,15 @@ def test_what_ends_the_demo_early_is_one_line_and_leaves_nothing_to_be_taken_for
 
     monkeypatch.setattr(steps, "build_loss", lambda *_: ending)
     (tmp_path / "summary.json").write_text("of an earlier run")
-    assert demo.main([*TINY, "--out", str(tmp_path)]) == code
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(lambda: demo.main([*TINY, "--out", str(tmp_path)]))
+    assert exit_info.value.code == code
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_micrograph_is_what_the_page_says() -> None:
     image = load_micrograph()
-    torch.testing.assert_close(image.restored(image.normalised()), image.noisy)
-    assert psnr(image.noisy, image.clean) == pytest.approx(13.98, abs=0.05)
-
-
-def test_predict_and_kl_maps_fit_the_image_and_leave_the_model() -> None:
-    model, image = build_model(32).train(), torch.randn(32, 96)
-    assert predict(model, image, samples=2).shape == (32, 96)
-    maps = kl_maps(model, image, samples=1)
-    assert [level.shape for level in maps] == [(16, 48), (8, 24), (4, 12), (2, 6)]
-    assert all((level >= 0).all() for level in maps)
-    assert (model.training, model.mode_pred, model.analytical_kl) == (True, False, False)
-    assert model.top_down_layers[-1].top_prior_params.shape[-2:] == (2, 2)
+    normalised = image.normalised()
+    torch.testing.assert_close(torch.stack([normalised.mean(), normalised.std()]), torch.tensor([0.0, 1.0]))
+    assert (image.noisy - image.clean).std().item() == pytest.approx(0.2, rel=0.01)
