@@ -129,7 +129,8 @@ LADDER_FN Gaussian<Variance::softplus, T> softplus_gaussian(T mean, T inside, T 
   const T var_exponent = apart ? twice : T(0), rest = apart ? quotient : std;
   const T inverse_root = math::reciprocal(apart ? math::maximum(root, math::smallest_root(T())) : T(1));
   const T inverse_rest = math::reciprocal(rest), log_var = var_exponent - math::minus_two_log(rest);
-  const T slope = (twice < T(0) && !apart ? t : T(1)) * math::reciprocal((T(0.5) + T(0.5) * t) * rest);
+  // Not the reciprocal of its half, which flushes to 0 where the smallest floor is all that is left of the std.
+  const T slope = (twice < T(0) && !apart ? t + t : T(2)) * math::reciprocal(t * rest + rest);
   return {mean,    std,          inverse_root, inverse_root * inverse_rest, log_var, slope,
           clamped, var_exponent, rest,         inverse_rest};
 }
