@@ -10,6 +10,8 @@ import torch
 
 # Tests are thousands of tiny calls, for which threads only wait for each other; this is for those that start a Python.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Inductor's code without vectors: to try every instruction set and to compile for them would take it a minute more.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 if not torch.cuda.is_available():
     # Read when a kernel is declared, hence before the package is imported.
     os.environ["TRITON_INTERPRET"] = "1"

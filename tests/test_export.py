@@ -143,8 +143,8 @@ def test_a_package_of_aotinductor_draws_the_same_numbers_where_only_the_library_
     with torch.no_grad():
         program = torch.export.export(model, inputs)
         # Compiling torch's headers ahead takes longer than everything else.
-        slow = "cpp_cache_precompile_headers"
-        options = {slow: False} if hasattr(torch._inductor.config, slow) else {}
+        slow = "precompile_headers"
+        options = {f"aot_inductor.{slow}": False} if hasattr(torch._inductor.config.aot_inductor, slow) else {}
         package = torch._inductor.aoti_compile_and_package(
             program, package_path=str(tmp_path / "model.pt2"), inductor_configs=options
         )
