@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,9 @@ def plan(image: Any, ladder: Any, tile: int | Sequence[int] | None, overlap: int
         if reason is not None:
             raise ValueError(f"tile: {reason}")
     sides = wholes[:joined] + tuple(map(min, sides[joined:], wholes[joined:]))
+    if depth is not None and not joined and sides[0] != min(depth, wholes[0]):
+        said = f"tile: {sides[0]} planes deep, but the model was built for {depth}, and is wrong near others' borders"
+        warnings.warn(f"{said}; without tile it is given {depth}", stacklevel=3)
     overlaps = tuple(int(OVERLAP * side) for side in sides)
     if overlap is not None:
         overlaps = _each_dim("overlap", overlap, len(sizes), 0)

@@ -72,8 +72,9 @@ def predict_mmse(
     tile, overlap
         The sides of a tile, and by how much two overlap at least: one number, or one for each of S. By default images
         of at most 2**16 pixels are predicted whole, others in tiles of 256 x 256 or 16 x 64 x 64 that share a quarter
-        of a side; volumes in tiles as deep as the patches that the model was built for. Where tiles overlap their means
-        and variances blend, weighted by cosines that sum to one. Planes that a 2D decoder joins are never cut.
+        of a side; volumes in tiles as deep as the patches that the model was built for, and a warning says where `tile`
+        is not. Where tiles overlap their means and variances blend, weighted by cosines that sum to one. Planes that a
+        2D decoder joins are never cut.
     batch
         How many predictions, of one tile each, run the top-down pass together: samples of a tile first, then several
         tiles. By default as many as hold 2**14 pixels together on a CPU (4 tiles of 64 x 64) and 2**18 elsewhere, and

@@ -107,7 +107,7 @@ def test_the_tiles_of_a_model_show_no_seam() -> None:
 @pytest.mark.parametrize("name", ["3d_to_3d", "3d_to_2d"])
 def test_volumes_are_cut_too(name: str) -> None:
     model, volume = build(SETUPS[name]), picture(5, 70, 40)
-    mean, std = mmse(model, volume, tile=(3, 32, 32))
+    mean, std = mmse(model, volume, tile=(5, 32, 32))
     sizes = (70, 40) if name == "3d_to_2d" else (5, 70, 40)
     assert mean.shape == std.shape == (1, SETUPS[name].config["output_channels"], *sizes)
     assert torch.isfinite(mean).all()
@@ -118,6 +118,15 @@ def test_volumes_have_tiles_as_deep_as_the_models_patches() -> None:
     model = build(SETUPS["3d_to_3d"])
     for sizes, sides in (((24, 40, 40), (5, 48, 48)), ((24, 128, 128), (5, 64, 64)), ((3, 32, 32), (3, 32, 32))):
         assert images.plan(picture(*sizes), model, None, None).sides == sides
+
+
+@pytest.mark.parametrize(("planes", "tile"), [(24, (8, 32, 32)), (24, 32), (5, (3, 32, 32))])
+def test_a_tile_of_another_depth_is_said_to_be_wrong(planes: int, tile: Any, recwarn: pytest.WarningsRecorder) -> None:
+    model, volume = build(SETUPS["3d_to_3d"]), picture(planes, 40, 40)
+    images.plan(volume, model, (5, 32, 32), None)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"planes deep, but the model was built for 5"):
+        images.plan(volume, model, tile, None)
 
 
 # Sizes.
