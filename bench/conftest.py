@@ -16,7 +16,6 @@ from bench.measure.timing import Clock, synchronised_seconds
 from bench.report.results import COLUMNS, KERNELS, Table
 
 TABLE = pytest.StashKey[Table]()
-PART = pytest.StashKey[bool]()  # there where not everything was chosen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,19 +36,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", named, scope="module")
 
 
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    """With -k and its like."""
-    for item in items:
-        item.config.stash[PART] = True
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A table is whole where everything was chosen and has run."""
     stash = session.config.stash
     if TABLE not in stash:
         return
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.shouldfail
-    if ended and PART not in stash:
+    left_out = session.config.pluginmanager.getplugin("terminalreporter").stats.get("deselected")
+    if ended and not left_out:
         stash[TABLE].done()
     _say(session.config, f"written: {stash[TABLE].path}")
 

@@ -17,7 +17,7 @@ from bench.report.results import SKIPPED
 def test_pass(
     benchmark: Any, add_row: Callable[[Row], None], case_run: CaseRun, case: Case, provider: str, pass_name: str
 ) -> None:
-    if pass_name not in case.passes:
+    if pass_name not in case.passes:  # a prediction is a sample, all else a step
         pytest.skip("the case has no such pass")
     entry = case_run.entries[provider]
     if not isinstance(entry, Entry):

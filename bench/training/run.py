@@ -150,11 +150,9 @@ class _Group:
         return None
 
     def _add_times(self, runner: Runner) -> None:
-        cells: dict[str, Any] = {"rounds": len(runner.seconds), **spread(runner.seconds, "ms")}
-        cells["peak_mib"] = mebibytes(runner.peak)
-        if self.kind != PREDICT:
-            cells["final_loss"] = f"{runner.values[-1]:.6g}"
-        self._add(runner.variant, OK, **cells)
+        loss: dict[str, Any] = {} if self.kind == PREDICT else {"final_loss": f"{runner.values[-1]:.6g}"}
+        cells: dict[str, Any] = {"rounds": len(runner.seconds), "peak_mib": mebibytes(runner.peak)}
+        self._add(runner.variant, OK, **cells | spread(runner.seconds, "ms") | loss)
 
     def _add(self, variant: Variant, status: str, reason: str = "", **cells: Any) -> None:
         sizes = {"batch": self.settings.batch, "patch": self.settings.patch}

@@ -1,11 +1,11 @@
 """One step of CAREamics' LadderVAE, training or prediction, in every way that is compared end to end."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from bench.careamics import build_loss, build_model, build_unchecked_loss
 from ladder_kernels import patch_model
@@ -62,11 +62,14 @@ class Training:
         build = build_unchecked_loss if variant.captured else build_loss
         self._loss = build(KL_WEIGHT, getattr(model, "noise_model", None))
         self.optimizer = torch.optim.Adamax(model.parameters(), lr=PEAK_LEARNING_RATE, capturable=variant.captured)
-        cycle: Any = {"max_lr": PEAK_LEARNING_RATE, "pct_start": 0.1, "cycle_momentum": False}
-        self._rates = None if steps is None else OneCycleLR(self.optimizer, total_steps=steps, **cycle)
+        self._steps, self._done = steps, 0
 
     def __call__(self, patches: Tensor) -> Tensor:
         """One step on patches (B, 1, H, W). Raises DivergedError where upstream's loss function sees a NaN."""
+        if self._steps is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = PEAK_LEARNING_RATE * one_cycle(self._done, self._steps)
+            self._done += 1
         self.optimizer.zero_grad()
         targets = torch.cat([patches, patches.flip(-1)][: self.channels], 1)
         inputs = targets.mean(1, keepdim=True)
@@ -76,8 +79,6 @@ class Training:
             raise DivergedError("the loss is NaN: the training diverged")
         losses["loss"].backward()
         self.optimizer.step()
-        if self._rates is not None:
-            self._rates.step()
         return losses["loss"].detach()
 
 
@@ -150,3 +151,11 @@ def build(
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context that CAREamics' trainer computes outputs and loss in."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == BF16_MIXED)
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The factor on the peak learning rate: up within the first tenth, then down along half a cosine."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))

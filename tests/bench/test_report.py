@@ -102,11 +102,7 @@ def test_the_tables_are_the_results(root):
 
 CHANGES = (
     ("", {"case": "level 8x8 b2", "provider": "cpp"}, ["docs/performance.md"]),
-    (
-        "",
-        {"case": "sweep 2^10", "provider": "cpp"},
-        ["docs/performance.md", FIGURE],
-    ),  # the first is undone
+    ("", {"case": "sweep 2^10", "provider": "cpp"}, ["docs/performance.md", FIGURE]),  # the first is undone
     ("-train", {"variant": "patched"}, ["README.md", "docs/performance.md"]),
     ("-hostcost", {"who": "cpp"}, ["docs/performance.md"]),
 )

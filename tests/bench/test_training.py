@@ -11,7 +11,7 @@ from bench.report.results import read_rows
 from bench.training import __main__ as training
 from bench.training import run as measuring
 from bench.training import steps
-from bench.training.steps import BF16_MIXED, FP32, VARIANTS, Training
+from bench.training.steps import BF16_MIXED, FP32, VARIANTS, Training, one_cycle
 from ladder_kernels import patch_model
 
 TINY = ["--quick", "--batch", "1", "--patch", "32", "--rounds", "2", "--device", "cpu", "--precision", FP32]
@@ -87,11 +87,12 @@ def test_mixed_precision_reaches_the_model() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_where_the_length_is_known() -> None:
-    step, rates = Training(build_model(32), steps=20), []
-    for _ in range(3):
-        rates.append(step.optimizer.param_groups[0]["lr"])
-        step(torch.randn(1, 1, 32, 32))
-    assert rates[0] < rates[2] < rates[1] == steps.PEAK_LEARNING_RATE
+    factors = [one_cycle(step, 100) for step in range(100)]
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert (factors[9], one_cycle(0, 1), round(factors[-1], 3)) == (1, 1, 0)
+    step = Training(build_model(32), steps=20)
+    step(torch.randn(1, 1, 32, 32))
+    assert step.optimizer.param_groups[0]["lr"] == steps.PEAK_LEARNING_RATE * one_cycle(0, 20)
 
 
 def test_nothing_keeps_a_patched_step_out_of_a_graph() -> None:
